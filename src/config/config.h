@@ -1,0 +1,45 @@
+// YAML file + its `base:` layers + command-line overrides -> struct, strictly; and back again.
+#pragma once
+#include <filesystem>
+#include <span>
+#include <string>
+
+#include "src/config/visitor.h"
+
+namespace fewstep::config {
+
+using DescribeRoot = void (*)(Visitor&, void*);
+
+// Fills `root` from `path`. `overrides` are "optimizer.lr=1e-5" (YAML values), one more layer named "command line".
+// Throws ConfigError listing every problem, one `file:line:column: message` a line, sorted by place.
+void read_file(const std::filesystem::path& path, std::span<const std::string> overrides, DescribeRoot, void* root);
+void read_string(const std::string& yaml, const std::string& name, DescribeRoot, void* root);
+std::string write_string(DescribeRoot, void* root);    // the resolved config; reading it gives the same struct
+std::string explain_string(DescribeRoot, void* root);  // every key: type, default, range or choices, meaning
+
+template <class T>
+DescribeRoot describe_root() {
+  return [](Visitor& v, void* p) { describe(v, *static_cast<T*>(p)); };
+}
+template <class T>
+T load(const std::filesystem::path& path, std::span<const std::string> overrides = {}) {
+  T t;
+  read_file(path, overrides, describe_root<T>(), &t);
+  return t;
+}
+template <class T>
+T parse(const std::string& yaml, const std::string& name = "<string>") {
+  T t;
+  read_string(yaml, name, describe_root<T>(), &t);
+  return t;
+}
+template <class T>
+std::string to_yaml(T& t) {
+  return write_string(describe_root<T>(), &t);
+}
+template <class T>
+std::string explain(T& t) {
+  return explain_string(describe_root<T>(), &t);
+}
+
+}  // namespace fewstep::config

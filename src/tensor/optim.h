@@ -1,0 +1,60 @@
+// AdamW on flat buffers (one fused call a group), clipping, learning-rate schedules, EMA.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "src/config/visitor.h"
+#include "src/tensor/tensor.h"
+
+namespace fewstep {
+
+enum class LrSchedule { constant, cosine, linear };
+
+struct OptimizerConfig {
+  double lr = 1e-3;
+  double beta1 = 0.9, beta2 = 0.95, eps = 1e-8;
+  double weight_decay = 0.0;   // on parameters with two or more dimensions only
+  double clip_norm = 1.0;      // global L2 norm; 0: no clipping
+  LrSchedule schedule = LrSchedule::cosine;
+  int64_t warmup_steps = 0;    // linear from 0
+  double final_lr_fraction = 0.0;  // of the peak, reached at the last step (cosine, linear)
+  double ema_decay = 0.0;      // 0: no EMA
+};
+void describe(config::Visitor& v, OptimizerConfig& c);
+
+// Learning rate at `step` (0-based) of `total_steps`.
+double learning_rate(const OptimizerConfig& c, int64_t step, int64_t total_steps);
+
+// Moves the parameters into one 64-byte-padded flat buffer per group (decayed, not decayed); each parameter and its
+// gradient become views. Keep the Tensors' identity: modules and optimiser share storage from here on.
+class AdamW {
+ public:
+  AdamW(NamedTensors parameters, const OptimizerConfig& config);
+  void zero_grad();                          // in place: gradients stay views of the flat buffer
+  Tensor grad_norm() const;                  // global L2 norm, scalar on the parameters' device
+  void step(double lr, const Tensor& norm);  // clips by config.clip_norm with that norm, then one fused update a group
+  void update_ema();                         // after step(); nothing when ema_decay is 0
+  void swap_ema();                           // exchanges weights and EMA (sampling, validation); call twice to put back
+  bool has_ema() const { return config_.ema_decay > 0; }
+  const NamedTensors& parameters() const { return parameters_; }
+  int64_t updates() const;                   // optimiser updates made
+
+  // "exp_avg.<name>", "exp_avg_sq.<name>", "updates"; and "<name>" for the EMA. Shapes are the parameters'.
+  TensorMap state() const;
+  void load_state(const TensorMap& tensors);  // strict: Error lists missing, extra and misshapen names
+  TensorMap ema_state() const;
+  void load_ema_state(const TensorMap& tensors);
+
+ private:
+  struct Group {
+    Tensor weight, grad, exp_avg, exp_avg_sq, ema, updates;  // flat; `updates` is the float step tensor of the kernel
+    double weight_decay = 0;
+  };
+  OptimizerConfig config_;
+  NamedTensors parameters_;
+  std::vector<Group> groups_;
+  std::vector<std::pair<int, int64_t>> places_;  // parameter -> (group, offset)
+};
+
+}  // namespace fewstep
