@@ -12,7 +12,8 @@ std::string read_text(const std::filesystem::path& path);                       
 // Writes to a temporary file beside `path`, fsyncs, renames: readers see the old file or the new one, never a part.
 // DataError names the path and the reason (disk full, read-only, no permission); the temporary file is removed.
 void write_text_atomic(const std::filesystem::path& path, std::string_view text);
-// A file being written; commit() makes it durable, the destructor removes what was not committed.
+// A file being written; commit() makes it durable, the destructor removes what was not committed. A process that meets a
+// limit on file sizes (ulimit -f) is killed by SIGXFSZ unless it ignores it: signals::install() does, then this is an error.
 class FileWriter {
  public:
   explicit FileWriter(const std::filesystem::path& path);

@@ -12,8 +12,9 @@ enum class Level { debug, info, warning, error };
 void set_level(Level level);
 Level level();
 Level parse_level(std::string_view name);  // ConfigError with the known names
-// Ranks other than 0 print warnings and errors only, each line prefixed with "[rank r]".
+// Ranks other than 0 print warnings and errors only (everything at debug), each line prefixed with "[rank r]".
 void set_rank(int rank, int world_size);
+int rank();
 void write(Level level, std::string_view message);
 
 template <class... Args>
