@@ -14,6 +14,7 @@ class Linear : public Module {
   Tensor weight;                             // [out, in]
   Tensor bias;                               // [out], undefined without bias
   LoraSlots lora;
+  LoraSlots* lora_slots() override { return &lora; }
 
  protected:
   void reset(at::Generator& generator) override;  // U(+-1/sqrt(in)), as torch.nn.Linear
@@ -30,6 +31,8 @@ class Conv2d : public Module {
   Tensor weight;                             // [out, in / groups, k, k]
   Tensor bias;
   LoraSlots lora;
+  LoraSlots* lora_slots() override { return &lora; }
+  int64_t groups() const { return options_.groups; }
 
  protected:
   void reset(at::Generator& generator) override;

@@ -11,6 +11,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "src/tensor/tensor.h"
@@ -36,6 +37,8 @@ struct LoadOptions {
   std::vector<std::string> allow_missing = {}, allow_extra = {};  // name prefixes
   bool zero_copy = false;  // frozen weights: parameters alias the given tensors (mmap) instead of copying
 };
+
+struct LoraSlot;
 
 class Module {
  public:
@@ -70,27 +73,33 @@ class Module {
 
   // Calls f(full name, module) for this module and all below, parents first.
   void visit(const std::function<void(const std::string&, Module&)>& f, const std::string& prefix = {});
+  // The adapters of a layer that can hold some; nullptr for every other module.
+  virtual std::vector<LoraSlot>* lora_slots() { return nullptr; }
 
  protected:
-  friend class Adapters;
   // Allocates `slot` (uninitialised) with build_options() and registers it. The member outlives the registration.
   void parameter(std::string name, Tensor& slot, at::IntArrayRef shape);
   void buffer(std::string name, Tensor& slot, at::IntArrayRef shape, at::ScalarType dtype = at::kFloat);
   void child(std::string name, Module& module);
-  // `slot` becomes the same tensor as `source` and is not listed again; files may hold it or not.
+  // `slot` becomes the same tensor as `source` and is not listed again; files may hold it or not. `slot` may be a
+  // parameter of a child: tie("head.weight", head.weight, embedding.weight).
   void tie(std::string name, Tensor& slot, const Tensor& source);
   // Draws this module's own parameters (children are done before). Default: nothing.
   virtual void reset(at::Generator& generator);
 
  private:
-  friend class Linear;
-  friend class Conv2d;
   struct Slot {
     std::string name;
     Tensor* tensor;
     bool is_buffer = false, tied = false;
   };
   void collect(const std::string& prefix, NamedTensors* parameters, NamedTensors* buffers) const;
+  using Replacements = std::unordered_map<c10::TensorImpl*, Tensor>;  // meta tensor -> what takes its place
+  // f(tensor, tied to one seen before, replacements) for parameters, buffers and adapters; then replaces.
+  void each_tensor(const std::function<void(Tensor&, bool, Replacements*)>& f);
+  void convert(const std::function<Tensor(const Tensor&)>& f);
+  void load_tensors(const NamedTensors& own, const TensorMap& tensors, bool zero_copy);
+  std::map<std::string, std::string> tied_names() const;  // every further name of a tensor -> its first name
   std::vector<Slot> slots_;
   std::vector<std::pair<std::string, Module*>> children_;
   std::vector<std::string> tags_;
@@ -157,5 +166,20 @@ class TapScope {
   TensorMap values_;
   TapScope* outer_;
 };
+class TapPause {  // nothing is recorded while it lives: a forward pass that is made again (recompute)
+ public:
+  TapPause();
+  ~TapPause();
+  TapPause(const TapPause&) = delete;
+  TapPause& operator=(const TapPause&) = delete;
+
+ private:
+  TapScope* was_;
+};
+
+// Initialisers for reset(): drawn in float32 on the CPU, then converted, so that values do not depend on device or
+// dtype. No-ops on meta tensors.
+void init_uniform(Tensor& t, double bound, at::Generator& generator);  // U(-bound, bound)
+void init_normal(Tensor& t, double std, at::Generator& generator);
 
 }  // namespace fewstep::nn

@@ -23,16 +23,18 @@ struct OptimizerConfig {
 };
 void describe(config::Visitor& v, OptimizerConfig& c);
 
-// Learning rate at `step` (0-based) of `total_steps`.
+// Learning rate at `step` (0-based) of `total_steps`: (step + 1) / (warmup + 1) of the peak, so that the first update is
+// not zero; the peak at step `warmup_steps`; the final fraction at step `total_steps - 1`.
 double learning_rate(const OptimizerConfig& c, int64_t step, int64_t total_steps);
 
 // Moves the parameters into one 64-byte-padded flat buffer per group (decayed, not decayed); each parameter and its
-// gradient become views. Keep the Tensors' identity: modules and optimiser share storage from here on.
+// gradient become views. Keep the Tensors' identity: modules and optimiser share storage from here on. Made once the
+// initial weights are in place, on their device: the EMA starts as their copy, and Module::to would undo the sharing.
 class AdamW {
  public:
   AdamW(NamedTensors parameters, const OptimizerConfig& config);
   void zero_grad();                          // in place: gradients stay views of the flat buffer
-  Tensor grad_norm() const;                  // global L2 norm, scalar on the parameters' device
+  Tensor grad_norm() const;                  // global L2 norm, float64 scalar on the parameters' device; no host sync
   void step(double lr, const Tensor& norm);  // clips by config.clip_norm with that norm, then one fused update a group
   void update_ema();                         // after step(); nothing when ema_decay is 0
   void swap_ema();                           // exchanges weights and EMA (sampling, validation); call twice to put back
@@ -40,7 +42,8 @@ class AdamW {
   const NamedTensors& parameters() const { return parameters_; }
   int64_t updates() const;                   // optimiser updates made
 
-  // "exp_avg.<name>", "exp_avg_sq.<name>", "updates"; and "<name>" for the EMA. Shapes are the parameters'.
+  // "exp_avg.<name>", "exp_avg_sq.<name>", "updates"; and "<name>" for the EMA. Shapes are the parameters'. The
+  // tensors are the buffers themselves: write them out, or clone.
   TensorMap state() const;
   void load_state(const TensorMap& tensors);  // strict: Error lists missing, extra and misshapen names
   TensorMap ema_state() const;
@@ -50,7 +53,10 @@ class AdamW {
   struct Group {
     Tensor weight, grad, exp_avg, exp_avg_sq, ema, updates;  // flat; `updates` is the float step tensor of the kernel
     double weight_decay = 0;
+    bool decayed = false;        // parameters of two or more dimensions; a group has one dtype and one device
+    at::TensorOptions options;
   };
+  static void allocate(Group& group, int64_t size);
   OptimizerConfig config_;
   NamedTensors parameters_;
   std::vector<Group> groups_;
