@@ -44,8 +44,13 @@ class World {
   at::Device device_ = at::kCPU;
 };
 
+// Ends the process at once, without destructors or waiting for other ranks: after a DistributedError, an orderly exit
+// would wait for collectives that never finish. Flushes stdio.
+[[noreturn]] void exit_now(int code);
+
 // Starts `nproc` copies of this program with torchrun's variables set (one port of its own), forwards SIGINT/SIGTERM, and
 // returns the first failing rank's exit code; when one fails the others get SIGTERM, then SIGKILL after a grace period.
+// `arguments` are without the program's name and must not ask for --nproc again.
 int launch(int nproc, const std::vector<std::string>& arguments);
 
 }  // namespace fewstep::dist
