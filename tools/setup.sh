@@ -65,6 +65,7 @@ if ! grep -qs "$key" "$stamp"; then
     --implementation cp --python-version 3.11 --abi cp311 --abi none \
     --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_25_x86_64 \
     --platform manylinux_2_24_x86_64 --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 \
+    --platform manylinux_2_18_x86_64 --platform manylinux2010_x86_64 --platform manylinux1_x86_64 \
     --only-binary=:all: --require-hashes -r "$requirements"
   rm -rf "$site"
   mv "$site.new" "$site"
