@@ -66,6 +66,14 @@ class Visitor {
     requires requires(Visitor& s, T& t) { describe(s, t); }
   void field(std::string_view key, std::vector<T>& v, std::string_view doc) {
     const int64_t n = enter_list(key, doc, static_cast<int64_t>(v.size()));
+    if (n == kDocumentItem) {
+      T example{};
+      if (enter_item(0)) {
+        describe(*this, example);
+        leave();
+      }
+      return leave_list();
+    }
     if (n < 0) return;  // not given, or not a list (reported)
     v.resize(static_cast<size_t>(n));
     for (int64_t i = 0; i < n; ++i)
@@ -86,6 +94,17 @@ class Visitor {
       if (v && v->kind() == k.name) current = static_cast<int>(names.size());
       names.emplace_back(k.name);
     }
+    if (document_kinds(key, doc, names, current)) {
+      for (size_t i = 0; i < names.size(); ++i) {
+        document_kind(names[i]);
+        if (static_cast<int>(i) == current)
+          v->describe(*this);
+        else
+          kinds[i].make()->describe(*this);
+        leave();
+      }
+      return leave();
+    }
     if (!enter_kind(key, doc, v != nullptr)) return;
     const int chosen = kind(names, current);
     if (chosen < 0) return drop();
@@ -103,11 +122,16 @@ class Visitor {
   virtual bool enter(std::string_view key, std::string_view doc) = 0;
   virtual bool enter_kind(std::string_view key, std::string_view doc, bool present) = 0;
   virtual int kind(std::span<const std::string> names, int current) = 0;  // index, or -1 after reporting
+  // Number of items; -1: leave the list alone; kDocumentItem: describe one item of it, whatever it holds.
   virtual int64_t enter_list(std::string_view key, std::string_view doc, int64_t current) = 0;
+  static constexpr int64_t kDocumentItem = -2;
   virtual bool enter_item(int64_t index) = 0;
   virtual void leave_list() = 0;
   virtual void leave() = 0;  // reports keys that no field asked for
   virtual void drop() = 0;   // leaves without that report
+  // True where every kind shall be described, not the chosen one: document_kind(name) ... leave() for each, then leave().
+  virtual bool document_kinds(std::string_view, std::string_view, std::span<const std::string>, int) { return false; }
+  virtual void document_kind(std::string_view) {}
 };
 
 }  // namespace fewstep::config
