@@ -61,9 +61,9 @@ class Trainer {
   virtual Tensor sample_grid(uint64_t seed) = 0;
   // Writes the self-contained model folder (EMA weights when there are any): model_index.json and one folder a component.
   virtual void save_model(const std::filesystem::path& folder) const = 0;
-  // Everything resume needs beside what save_model writes, by file stem: "optimizer", "ema", "raw", ...
+  // Everything resume needs, by file stem: "weights", "optimizer", "ema", ... (model/ is for users, not for resume).
   virtual std::map<std::string, TensorMap> state() const = 0;
-  virtual void load_state(const std::filesystem::path& model_folder, const std::map<std::string, TensorMap>& state) = 0;
+  virtual void load_state(const std::map<std::string, TensorMap>& files) = 0;
   virtual std::string throughput_unit() const { return "images"; }
   virtual double units_per_sample() const { return 1; }        // 64 for tokens of an 8 x 8 grid
   virtual double flops_per_sample() const { return 0; }        // forward + backward, by arithmetic; 0: unknown

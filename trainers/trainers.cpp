@@ -1,1 +1,21 @@
-// seed
+// The table of trainers: one line each.
+#include "trainers/trainer.h"
+
+namespace fewstep {
+
+std::unique_ptr<TrainerConfig> make_autoregressive();
+std::unique_ptr<TrainerConfig> make_classifier_encoder();
+std::unique_ptr<TrainerConfig> make_contrastive();
+std::unique_ptr<TrainerConfig> make_vq_tokenizer();
+
+std::span<const TrainerKind> trainer_kinds() {
+  static const TrainerKind kinds[] = {
+      {"autoregressive", make_autoregressive},
+      {"classifier_encoder", make_classifier_encoder},
+      {"contrastive", make_contrastive},
+      {"vq_tokenizer", make_vq_tokenizer},
+  };
+  return kinds;
+}
+
+}  // namespace fewstep

@@ -1,0 +1,52 @@
+#include "trainers/perceptual.h"
+
+#include "src/base/error.h"
+#include "src/models/contrastive.h"
+#include "src/models/model.h"
+#include "src/pipelines/pipeline.h"
+#include "src/tensor/modes.h"
+#include "src/tensor/ops.h"
+
+namespace fewstep {
+namespace fs = std::filesystem;
+
+PerceptualDistance::PerceptualDistance(const std::string& folder, std::vector<int64_t> stages, const Tensor& examples)
+    : stages_(std::move(stages)) {
+  const fs::path root = pipelines::find_model(folder);
+  for (const char* component : {"clip", "encoder"})
+    if (fs::exists(root / component / "config.json")) model_ = models::load_model(root / component);
+  if (!model_) fail<ConfigError>("{}: no encoder in this folder (expected a component 'clip' or 'encoder')", root.string());
+  if (const auto* clip = dynamic_cast<const models::ContrastiveModel*>(model_.get())) encoder_ = &clip->image();
+  if (const auto* encoder = dynamic_cast<const models::ConvEncoder*>(model_.get())) encoder_ = encoder;
+  FEW_CHECK(encoder_ != nullptr, "{}: not a ConvEncoder nor a ContrastiveModel", root.string());
+  const auto depth = static_cast<int64_t>(encoder_->config().channels.size());
+  for (const int64_t stage : stages_)
+    if (stage < 0 || stage >= depth)
+      fail<ConfigError>("perceptual.stages: {} is not a stage of {} (0 to {})", stage, root.string(), depth - 1);
+  model_->to(examples.device());
+  model_->requires_grad(false);
+  const NoGrad no_grad;
+  const auto activations = encoder_->stages(examples);
+  for (const int64_t stage : stages_) {
+    const Tensor& a = activations[static_cast<size_t>(stage)];
+    scales_.push_back(a.std(at::OptionalIntArrayRef({0, 2, 3}), true, true) + 1e-2);
+  }
+}
+
+Tensor PerceptualDistance::sum(const Tensor& images, const Tensor& targets) const {
+  const auto a = encoder_->stages(images);
+  std::vector<Tensor> b;
+  {
+    const NoGrad no_grad;
+    b = encoder_->stages(targets);
+  }
+  Tensor total;
+  for (size_t k = 0; k < stages_.size(); ++k) {
+    const auto stage = static_cast<size_t>(stages_[k]);
+    const Tensor d = ((a[stage] - b[stage]) / scales_[k]).abs().mean({1, 2, 3}).sum();
+    total = total.defined() ? total + d : d;
+  }
+  return total / static_cast<double>(stages_.size());
+}
+
+}  // namespace fewstep

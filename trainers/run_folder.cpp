@@ -1,0 +1,118 @@
+#include "trainers/run_folder.h"
+
+#include <ATen/Parallel.h>
+#include <nlohmann/json.hpp>
+
+#include <fstream>
+
+#include "src/base/error.h"
+#include "src/base/files.h"
+#include "src/base/hash.h"
+#include "src/base/log.h"
+#include "src/base/text.h"
+#include "src/base/version.h"
+#include "src/config/diff.h"
+#include "src/io/checkpoint.h"
+#include "src/io/image.h"
+#include "src/io/safetensors.h"
+#include "src/io/tensorboard.h"
+#include "src/tensor/ops.h"
+
+namespace fewstep {
+namespace fs = std::filesystem;
+
+struct RunFolder::Impl {
+  explicit Impl(const fs::path& f) : folder(f), lock(f / "lock"), tensorboard(f / "tb") {}
+  fs::path folder;
+  FileLock lock;
+  io::TensorBoardWriter tensorboard;
+};
+
+RunFolder::RunFolder(const fs::path& folder, const std::string& resolved_config) {
+  make_directories(folder);
+  impl_ = std::make_unique<Impl>(folder);
+  write_text_atomic(folder / "config.yaml", resolved_config);
+}
+
+RunFolder::~RunFolder() = default;
+
+void RunFolder::log(const std::string& group, const Json& fields, const std::map<std::string, double>& means, int64_t step) {
+  Json line = fields;
+  line["group"] = group;
+  for (const auto& [name, value] : means) {
+    line[name] = value;
+    impl_->tensorboard.scalar(group + "/" + name, value, step);
+  }
+  append_jsonl(impl_->folder / "metrics.jsonl", line);
+}
+
+void RunFolder::save_samples(const Tensor& grid, int64_t step) {
+  if (!grid.defined()) return;
+  make_directories(impl_->folder / "samples");
+  io::write_image(impl_->folder / "samples" / fmt::format("step-{:09}.png", step), grid);
+  impl_->tensorboard.image("samples", io::encode_png(grid), grid.size(2), grid.size(1), step);
+}
+
+void RunFolder::flush() { impl_->tensorboard.flush(); }
+
+namespace {
+
+// What bit-for-bit resume depends on beside the files themselves.
+Json environment(int world_size) {
+  std::string cpu = "unknown", line;
+  std::ifstream info("/proc/cpuinfo");
+  while (std::getline(info, line))
+    if (line.starts_with("model name")) {
+      cpu = std::string(trim(line.substr(line.find(':') + 1)));
+      break;
+    }
+  return {{"commit", build_commit()}, {"cpu", cpu}, {"threads", at::get_num_threads()}, {"world_size", world_size}};
+}
+
+constexpr int kFormatVersion = 1;
+
+bool changes_the_run(const std::string& key) {
+  return key.starts_with("trainer.") || key.starts_with("data.") || key == "seed" || key == "loop.batch_size";
+}
+
+}  // namespace
+
+void write_checkpoint(const fs::path& target, const Trainer& trainer, const CheckpointState& state,
+                      const std::string& resolved_config, int world_size) {
+  io::CheckpointWriter writer(target);
+  trainer.save_model(writer.folder() / "model");
+  for (const auto& [stem, tensors] : trainer.state()) io::write_safetensors(writer.folder() / (stem + ".safetensors"), tensors);
+  write_json(writer.folder() / "state.json",
+             {{"format_version", kFormatVersion}, {"step", state.step}, {"epoch", state.epoch}, {"images", state.images},
+              {"seconds", state.seconds}, {"config_sha256", sha256_hex(resolved_config)},
+              {"environment", environment(world_size)}, {"written", utc_timestamp()}});
+  write_text_atomic(writer.folder() / "config.yaml", resolved_config);
+  writer.commit();
+}
+
+CheckpointState read_checkpoint(const fs::path& folder, Trainer& trainer, const std::string& resolved_config, int world_size) {
+  const Json saved = read_json(folder / "state.json");
+  if (saved.value("format_version", 0) != kFormatVersion)
+    fail<DataError>("{}: checkpoint format {} is not {}, the one this program writes", folder.string(),
+                    saved.value("format_version", 0), kFormatVersion);
+  std::string changed;
+  for (const auto& d : config::differences(read_text(folder / "config.yaml"), resolved_config))
+    if (changes_the_run(d.key)) changed += fmt::format("\n  {}: {} -> {}", d.key, d.before, d.after);
+    else if (d.key == "loop.steps")
+      log::warn("loop.steps changes on resume: {} -> {}: a learning-rate schedule now ends elsewhere", d.before, d.after);
+  if (!changed.empty())
+    fail<ConfigError>("cannot resume from {}: these settings changed since it was written:{}\nPut them back, or start a new "
+                      "run (another name or --run-dir).", folder.string(), changed);
+  const Json now = environment(world_size);
+  for (const auto& [key, value] : now.items())
+    if (saved["environment"].value(key, Json()) != value)
+      log::warn("resuming on another {} ({} -> {}): results continue, but not bit for bit", key,
+                saved["environment"].value(key, Json()).dump(), value.dump());
+  std::map<std::string, TensorMap> files;
+  for (const auto& entry : fs::directory_iterator(folder))
+    if (entry.path().extension() == ".safetensors") files[entry.path().stem()] = io::Safetensors(entry.path()).all();
+  trainer.load_state(files);
+  return {.step = saved.at("step"), .images = saved.at("images"), .epoch = saved.at("epoch"), .seconds = saved.at("seconds")};
+}
+
+}  // namespace fewstep
