@@ -22,11 +22,24 @@ ImageSize read_image_size(const std::filesystem::path& path);  // header only
 // Format by extension (.png, .jpg, .jpeg, .webp). image: uint8 [1|3, H, W]. Atomic.
 void write_image(const std::filesystem::path& path, const Tensor& image, int quality = 95);
 std::string encode_png(const Tensor& image);  // bytes, for reports and TensorBoard
+std::string encode_image(const Tensor& image, std::string_view extension, int quality = 95);  // ".png", ".jpg", ".webp"
 
-enum class Resample { bilinear, bicubic, lanczos };
+enum class Resample { bilinear, bicubic, lanczos };  // support 1, 2, 3; bicubic with a = -0.5
 // Antialiased uint8 resize, two passes with Pillow's fixed-point arithmetic: bit-exact with PIL.Image.resize.
 Tensor resize(const Tensor& image, int64_t width, int64_t height, Resample filter = Resample::bicubic);
-Tensor center_crop(const Tensor& image, int64_t width, int64_t height);
+Tensor center_crop(const Tensor& image, int64_t width, int64_t height);  // [..., H, W]
+
+// Decode, resize so that the shorter side is `short_side` (the other one rounded down, as torchvision does), centre crop.
+// Equals the three single calls bit for bit, but computes only what the crop keeps.
+struct ResizeOptions {
+  int64_t short_side = 256;
+  int64_t crop_width = 0, crop_height = 0;  // 0: no crop
+  Resample filter = Resample::bicubic;
+  Channels channels = Channels::rgb;
+  bool fast = false;  // JPEG: let the decoder scale by 1/2, 1/4, 1/8 first (close to the exact result, not equal)
+};
+Tensor read_image_resized(const std::filesystem::path& path, const ResizeOptions& options);
+Tensor decode_image_resized(std::string_view bytes, std::string_view name, const ResizeOptions& options);
 
 Tensor to_float(const Tensor& image);  // uint8 [0, 255] -> float32 [-1, 1]
 Tensor to_bytes(const Tensor& image);  // float [-1, 1] -> uint8, rounded and clamped
