@@ -35,6 +35,7 @@ class ContrastiveModel : public nn::Module {
   Tensor text_embeddings(const Tensor& ids) const;      // int64 [B, T], padded -> [B, E], unit length
   Tensor scale() const;                                 // exp(logit_scale), at most 100
   const ConvEncoder& image() const { return image_; }   // stages, features and auxiliary heads
+  ConvEncoder& image() { return image_; }
   Tensor logit_scale;                                   // scalar, the logarithm
 
  protected:

@@ -40,7 +40,7 @@ void describe(config::Visitor& v, ConvEncoderConfig& c);
 struct ConvEncoded {
   std::vector<Tensor> stages;  // [B, C_i, H_i, W_i]
   Tensor embedding;            // [B, E]
-  Tensor features;             // [B, feature_dim]
+  Tensor raw;                  // [B, feature_dim]: pooled feature stages, then the embedding
   Tensor logits;               // [B, classes]; undefined without classes
   Tensor auxiliary;            // [B, auxiliary.size()]; undefined without auxiliary heads
 };
@@ -52,8 +52,15 @@ class ConvEncoder : public nn::Module {
 
   ConvEncoded operator()(const Tensor& images) const;        // [B, C, H, W] in [-1, 1]
   std::vector<Tensor> stages(const Tensor& images) const;    // every stage's activation, for perceptual losses
-  Tensor features(const Tensor& images) const;               // [B, feature_dim]
+  // (raw - feature_shift) * feature_scale: what Frechet distance and recall read. [B, feature_dim]
+  Tensor features(const Tensor& images) const;
   Tensor logits(const Tensor& images) const;                 // [B, classes]
+  // Sets shift and scale from `raw` features of real images [N, feature_dim]: every feature standardised, then every depth
+  // (each pooled stage, the embedding) given the same total variance, so that wide stages do not drown narrow ones.
+  void calibrate(const Tensor& raw);
+
+ protected:
+  void reset(at::Generator& generator) override;
 
  private:
   struct Block : nn::Module {
@@ -68,6 +75,7 @@ class ConvEncoder : public nn::Module {
   ConvEncoderConfig config_;
   nn::ModuleList<Stage> stages_;
   nn::Linear embedding_;
+  Tensor feature_shift_, feature_scale_;  // buffers [feature_dim]
   std::unique_ptr<nn::Linear> class_head_, auxiliary_head_;
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -126,10 +127,15 @@ class LlamaForCausalLM : public nn::Module {
     nn::ModuleList<LlamaBlock> layers;
     nn::RMSNorm norm;
   };
+  LlamaPass plan(const Tensor& embeds, const ForwardOptions& options) const;
+  nn::RotaryTable rotary(int64_t positions, const Tensor& like) const;
+
   LlamaConfig config_;
   Body model_;
-  nn::Linear lm_head_;
-  nn::RotaryTable rotary_;
+  std::optional<nn::Linear> lm_head_;  // or, tied:
+  Tensor tied_head_;
+  mutable std::mutex rotary_mutex_;
+  mutable nn::RotaryTable rotary_;
   bool recompute_ = false;
   bool packed_ = false;
 };

@@ -20,6 +20,8 @@ std::span<const ModelKind> model_kinds();
 std::string class_name_of(const Json& config);  // "" when none of the known keys is there
 const ModelKind& find_model_kind(const Json& config, std::string_view where);
 
+// The weight file of `folder`: single or index of shards, transformers' or diffusers' name. DataError when there is none.
+std::filesystem::path find_weights(const std::filesystem::path& folder);
 // config.json + safetensors (single or sharded) in `folder` -> network with weights, in eval mode.
 std::unique_ptr<nn::Module> load_model(const std::filesystem::path& folder);
 // Writes config.json and model.safetensors (transformers) or diffusion_pytorch_model.safetensors (diffusers classes).

@@ -1,1 +1,88 @@
-// seed
+// The table of networks, and their folders.
+#include <nlohmann/json.hpp>
+
+#include "src/base/error.h"
+#include "src/base/files.h"
+#include "src/base/table.h"
+#include "src/io/safetensors.h"
+#include "src/models/contrastive.h"
+#include "src/models/conv_encoder.h"
+#include "src/models/llama.h"
+#include "src/models/model.h"
+#include "src/models/references.h"
+#include "src/models/vq_model.h"
+#include "src/tensor/ops.h"
+
+namespace fewstep::models {
+namespace {
+
+template <class Model, class Config>
+std::unique_ptr<nn::Module> build(const Json& config) {
+  return std::make_unique<Model>(Config::from_json(config, "config.json"));
+}
+
+constexpr ModelKind kModels[] = {
+    {"LlamaForCausalLM", build<LlamaForCausalLM, LlamaConfig>, llama_reference},
+    {"VQModel", build<VQModel, VqConfig>, vq_reference},
+    {"ConvEncoder", build<ConvEncoder, ConvEncoderConfig>, conv_encoder_reference},
+    {"ContrastiveModel", build<ContrastiveModel, ContrastiveConfig>, contrastive_reference},
+};
+
+// For configs without `architectures`.
+constexpr std::pair<std::string_view, std::string_view> kModelTypes[] = {{"llama", "LlamaForCausalLM"}};
+
+std::string text_at(const Json& config, const char* key) {
+  const auto it = config.find(key);
+  return it != config.end() && it->is_string() ? it->get<std::string>() : std::string();
+}
+
+}  // namespace
+
+std::span<const ModelKind> model_kinds() { return kModels; }
+
+std::string class_name_of(const Json& config) {
+  if (!config.is_object()) return {};
+  if (std::string name = text_at(config, "_class_name"); !name.empty()) return name;
+  if (const auto it = config.find("architectures"); it != config.end() && it->is_array() && !it->empty() && it->front().is_string())
+    return it->front().get<std::string>();
+  if (const std::string type = text_at(config, "model_type"); !type.empty()) {
+    for (const auto& [key, name] : kModelTypes)
+      if (key == type) return std::string(name);
+    return type;
+  }
+  return text_at(config, "architecture");
+}
+
+const ModelKind& find_model_kind(const Json& config, std::string_view where) {
+  const std::string name = class_name_of(config);
+  if (name.empty())
+    fail<ConfigError>("{}: none of '_class_name', 'architectures', 'model_type', 'architecture' names the network", where);
+  return find_entry(model_kinds(), name, fmt::format("network in {}", where));
+}
+
+std::filesystem::path find_weights(const std::filesystem::path& folder) {
+  constexpr const char* kNames[] = {"model.safetensors", "diffusion_pytorch_model.safetensors", "model.safetensors.index.json",
+                                    "diffusion_pytorch_model.safetensors.index.json"};
+  for (const char* name : kNames)
+    if (std::filesystem::exists(folder / name)) return folder / name;
+  fail<DataError>("{}: no weights (model.safetensors or diffusion_pytorch_model.safetensors, or an index of shards)", folder.string());
+}
+
+std::unique_ptr<nn::Module> load_model(const std::filesystem::path& folder) {
+  const std::filesystem::path config_path = folder / "config.json", weights = find_weights(folder);
+  const Json config = read_json(config_path);
+  const ModelKind& kind = find_model_kind(config, config_path.string());
+  std::unique_ptr<nn::Module> module = kind.build(config);
+  module->load(io::Safetensors(weights).all(), weights.string());
+  module->train(false);
+  return module;
+}
+
+void save_model(const std::filesystem::path& folder, const nn::Module& module, const Json& config) {
+  make_directories(folder);
+  write_json(folder / "config.json", config);
+  const char* name = config.contains("_class_name") ? "diffusion_pytorch_model.safetensors" : "model.safetensors";
+  io::write_safetensors(folder / name, io::to_map(module.state()), {{"format", "pt"}});  // transformers asks for "format"
+}
+
+}  // namespace fewstep::models

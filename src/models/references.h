@@ -1,0 +1,13 @@
+// What `fewstep model verify` runs for each network: outputs by the names of golden files.
+#pragma once
+#include "src/base/json.h"
+#include "src/nn/module.h"
+
+namespace fewstep::models {
+
+TensorMap llama_reference(nn::Module& module, const TensorMap& inputs, const Json& arguments, bool gradients);
+TensorMap vq_reference(nn::Module& module, const TensorMap& inputs, const Json& arguments, bool gradients);
+TensorMap conv_encoder_reference(nn::Module& module, const TensorMap& inputs, const Json& arguments, bool gradients);
+TensorMap contrastive_reference(nn::Module& module, const TensorMap& inputs, const Json& arguments, bool gradients);
+
+}  // namespace fewstep::models
