@@ -1,6 +1,7 @@
 #include "src/nn/attention.h"
 
 #include "src/base/error.h"
+#include "src/nn/fused.h"
 #include "src/tensor/ops.h"
 #include "src/tensor/shape.h"
 
@@ -31,8 +32,7 @@ RotaryTable rotary_table(int64_t positions, int64_t head_dim, double theta) {
 }
 
 Tensor apply_rotary(const Tensor& x, const Tensor& cos, const Tensor& sin) {
-  const std::vector<Tensor> half = x.chunk(2, -1);
-  return x * cos + at::cat({-half[1], half[0]}, -1) * sin;
+  return rotary(x, cos, sin);
 }
 
 }  // namespace fewstep::nn

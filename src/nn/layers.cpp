@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "src/base/error.h"
+#include "src/nn/fused.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
 
@@ -82,8 +83,7 @@ void Embedding::reset(at::Generator& generator) { init_normal(weight, 1.0, gener
 RMSNorm::RMSNorm(int64_t dim, double eps) : eps_(eps) { parameter("weight", weight, {dim}); }
 
 Tensor RMSNorm::operator()(const Tensor& x) const {
-  const Tensor h = x.to(at::kFloat);
-  return weight * (h * at::rsqrt(h.square().mean(-1, true) + eps_)).to(x.scalar_type());
+  return rms_norm(x, weight, eps_);
 }
 
 void RMSNorm::reset(at::Generator&) {
