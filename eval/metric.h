@@ -1,6 +1,7 @@
 // Metrics: streaming, float64, mergeable over ranks; and their honest names.
 #pragma once
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <memory>
 #include <span>
@@ -17,6 +18,9 @@ struct Value {
   double value = 0;
   double ci95 = 0;   // half width; 0: not estimated
   int64_t n = 0;
+  // What the number would be with nothing to show: real against real for distances, shuffled captions for CLIPScore.
+  double floor = std::numeric_limits<double>::quiet_NaN();
+  std::string note = {};  // "encoder not qualified", ...
 };
 
 // What every metric sees: images, what they were meant to show, and features computed once for all metrics.
@@ -24,7 +28,8 @@ struct EvalBatch {
   Tensor images;     // uint8 [B, C, H, W]
   std::vector<std::string> captions;
   Tensor labels;     // int64 [B], -1 unknown
-  Tensor features;   // float [B, D] of the judge encoder
+  Tensor features;   // float [B, D] of the judge encoder; undefined when no metric needs it
+  Tensor logits;     // float [B, K] of the judge's classes; undefined as above
 };
 
 class Metric {

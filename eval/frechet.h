@@ -1,0 +1,39 @@
+// The Frechet distance between Gaussians fitted to features, with its interval.
+#pragma once
+#include "eval/metric.h"
+#include "eval/statistics.h"
+
+namespace fewstep::eval {
+
+// What the eigen-solver had to mend: eigenvalues below zero come from rounding and are clipped.
+struct FrechetDetails {
+  double mean_term = 0, trace_term = 0;
+  double clipped = 0;  // sum of |negative eigenvalues| of S1^1/2 S2 S1^1/2, relative to its trace
+};
+
+// One side of the distance, with its matrix square root cached: the reference is compared with many sets.
+class FrechetReference {
+ public:
+  explicit FrechetReference(const FeatureStatistics& statistics);
+  // FD = |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1^1/2 S2 S1^1/2)^1/2, by symmetric float64 eigen-solvers.
+  double distance(const FeatureStatistics& other, FrechetDetails* details = nullptr) const;
+  int64_t count() const { return count_; }
+  int64_t dim() const;
+
+ private:
+  int64_t count_;
+  Tensor mean_, root_;  // [D]; [D, D]
+  double trace_;
+};
+
+double frechet_distance(const FeatureStatistics& a, const FeatureStatistics& b, FrechetDetails* details = nullptr);
+
+// Distance and the half width of its 95 % interval over the sampled set (the reference is held fixed).
+// Delete-a-group jackknife: every replicate has the same N (1 - 1/G), so the 1/N bias of FD cancels in their spread;
+// a bootstrap that draws with replacement would add a bias of its own (duplicates shrink the covariance).
+Value frechet_with_interval(const FrechetReference& reference, const GroupedStatistics& samples);
+
+// Two-sided 95 % quantile of Student's t.
+double student_t95(int64_t degrees_of_freedom);
+
+}  // namespace fewstep::eval

@@ -1,0 +1,57 @@
+// results.json: what eval writes and experiments, reports and papers read.
+#pragma once
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "eval/metric.h"
+#include "eval/names.h"
+#include "eval/qualification.h"
+#include "src/base/json.h"
+
+namespace fewstep::eval {
+
+struct Latency {
+  double p50 = 0, p95 = 0;  // seconds of one call
+  int64_t batch = 0, runs = 0, warmup = 0;
+};
+
+struct ResultRow {
+  std::string label;
+  std::map<std::string, Value> metrics;  // honest name -> value
+  Latency latency = {};                  // runs == 0: not measured
+  int64_t steps = 0, nfe = 0;            // model calls per image; 0: no model made these images
+  double step_compression = 0;           // tokens / steps
+  double tflop = 0;                      // per image; 0: unknown
+  std::vector<int64_t> seeds = {};
+};
+
+using Facts = std::vector<std::pair<std::string, std::string>>;  // in order
+
+struct Results {
+  std::string name;
+  std::string protocol;  // one line: reference, N, prompts, resize
+  std::vector<ResultRow> rows;
+  Facts provenance;
+  std::optional<Qualification> qualification = {};
+  std::vector<EncoderIdentity> encoders = {};  // that the numbers come from
+};
+
+Json to_json(const Results& results);
+// DataError naming `where` and the offending key.
+Results results_from_json(const Json& json, std::string_view where);
+void save_results(const std::filesystem::path& path, const Results& results);  // checks every metric name first
+Results load_results(const std::filesystem::path& path);
+
+// This build, machine and time: version, commit, host, cpu, threads, date. Callers add their own keys.
+Facts collect_provenance();
+
+// "12.3 +- 0.4", with as many digits as the interval supports; "-" for a missing value.
+std::string format_value(const Value& value);
+std::string format_number(double value);
+// Metric names of all rows, first seen first.
+std::vector<std::string> metric_names(const std::vector<ResultRow>& rows);
+
+}  // namespace fewstep::eval

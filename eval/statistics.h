@@ -1,0 +1,52 @@
+// Mean and covariance of features: streaming, float64, mergeable in any order, exact for any last batch.
+#pragma once
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "src/dist/world.h"
+#include "src/tensor/tensor.h"
+
+namespace fewstep::eval {
+
+class FeatureStatistics {
+ public:
+  // features: floating [B, D], B may be 0 or 1. NumericError naming the first row that is not finite.
+  void add(const Tensor& features);
+  // Chan, Golub, LeVeque 1979, eq. 2.1: as if both sets had been added to one object.
+  void merge(const FeatureStatistics& other);
+  // Gathers every rank's part and merges in rank order: all ranks end with the same bits.
+  void reduce(dist::World& world);
+
+  int64_t count() const { return count_; }
+  int64_t dim() const;
+  Tensor mean() const { return mean_; }  // float64 [D]
+  Tensor covariance() const;             // float64 [D, D], ddof = 1 (numpy.cov); Error below two samples
+
+  // A safetensors file: mean, scatter, count; metadata says what the features are (encoder, weights, data).
+  void save(const std::filesystem::path& path, const std::map<std::string, std::string>& metadata = {}) const;
+  static FeatureStatistics load(const std::filesystem::path& path, std::map<std::string, std::string>* metadata = nullptr);
+
+ private:
+  int64_t count_ = 0;
+  Tensor mean_, scatter_;  // [D]; [D, D] = sum (x - mean)(x - mean)^T
+};
+
+// G statistics, sample i in group i % G: the total, and the total without one group, for the jackknife.
+class GroupedStatistics {
+ public:
+  explicit GroupedStatistics(int64_t groups = 20) : groups_(static_cast<size_t>(groups)) {}
+  void add(const Tensor& features);
+  FeatureStatistics total() const { return all_but(-1); }
+  FeatureStatistics all_but(int64_t left_out) const;
+  int64_t groups() const { return static_cast<int64_t>(groups_.size()); }
+  int64_t count() const { return seen_; }
+
+ private:
+  std::vector<FeatureStatistics> groups_;
+  int64_t seen_ = 0;
+};
+
+}  // namespace fewstep::eval
