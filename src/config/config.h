@@ -14,6 +14,11 @@ using DescribeRoot = void (*)(Visitor&, void*);
 // Throws ConfigError listing every problem, one `file:line:column: message` a line, sorted by place.
 void read_file(const std::filesystem::path& path, std::span<const std::string> overrides, DescribeRoot, void* root);
 void read_string(const std::string& yaml, const std::string& name, DescribeRoot, void* root);
+// No file at all: `key=value` arguments over the struct's own values.
+void read_overrides(std::span<const std::string> overrides, DescribeRoot, void* root);
+// Keys at the top of the file and its bases, to tell one kind of config from another. ConfigError when it cannot be read;
+// other problems are left to read_file.
+std::vector<std::string> top_level_keys(const std::filesystem::path& path);
 std::string write_string(DescribeRoot, void* root);    // the resolved config; reading it gives the same struct
 std::string explain_string(DescribeRoot, void* root);  // every key: type, default, range or choices, meaning
 

@@ -29,9 +29,10 @@ std::string read_config_text(const fs::path& path, std::string& why) {
   errno = 0;
   std::ifstream file(path, std::ios::binary);
   if (!file) return why = std::generic_category().message(errno ? errno : EIO), "";
-  std::string text(kMaxBytes + 1, '\0');
-  file.read(text.data(), static_cast<std::streamsize>(text.size()));
-  text.resize(static_cast<size_t>(file.gcount()));
+  std::string text;
+  char buffer[1 << 14];
+  while (text.size() <= kMaxBytes && (file.read(buffer, sizeof buffer), file.gcount() > 0))
+    text.append(buffer, static_cast<size_t>(file.gcount()));
   if (text.size() > kMaxBytes) return why = fmt::format("larger than {}: this is not a config file", human_bytes(kMaxBytes)), "";
   return text;
 }
@@ -162,6 +163,11 @@ ValuePtr load_layers(const fs::path& path, std::span<const std::string> override
   if (overrides.empty()) return merged;
   const int line = problems.add_layer("command line");
   return merge(merged, load_overrides(overrides, line, problems), PlacesOf::lower);
+}
+
+ValuePtr load_command_line(std::span<const std::string> overrides, Problems& problems) {
+  const int layer = problems.add_layer("command line");
+  return load_overrides(overrides, layer, problems);
 }
 
 ValuePtr load_text(const std::string& yaml, const std::string& name, Problems& problems) {

@@ -269,6 +269,21 @@ void read_file(const std::filesystem::path& path, std::span<const std::string> o
   problems.throw_if_any();
 }
 
+void read_overrides(std::span<const std::string> overrides, DescribeRoot describe_root, void* root) {
+  Problems problems;
+  Reader reader(problems, load_command_line(overrides, problems));
+  describe_root(reader, root);
+  reader.finish();
+  problems.throw_if_any();
+}
+
+std::vector<std::string> top_level_keys(const std::filesystem::path& path) {
+  Problems problems;
+  std::vector<std::string> keys;
+  for (const Entry& e : load_layers(path, {}, problems)->entries) keys.push_back(e.key);
+  return keys;
+}
+
 void read_string(const std::string& yaml, const std::string& name, DescribeRoot describe_root, void* root) {
   Problems problems;
   Reader reader(problems, load_text(yaml, name, problems));
