@@ -1,0 +1,119 @@
+// fewstep sample RUN_OR_MODEL_DIR (--prompt TEXT | --prompts FILE)
+#include <CLI/CLI.hpp>
+
+#include <nlohmann/json.hpp>
+
+#include "src/base/error.h"
+#include "src/base/files.h"
+#include "src/base/json.h"
+#include "src/base/log.h"
+#include "src/base/progress.h"
+#include "src/base/signals.h"
+#include "src/base/text.h"
+#include "src/config/config.h"
+#include "src/dist/world.h"
+#include "src/io/image.h"
+#include "src/io/safetensors.h"
+#include "src/pipelines/pipeline.h"
+#include "src/tensor/ops.h"
+#include "tools/commands.h"
+
+namespace fewstep {
+namespace {
+namespace fs = std::filesystem;
+
+const std::map<std::string, dist::DeviceKind> kDevices = {
+    {"auto", dist::DeviceKind::automatic}, {"cpu", dist::DeviceKind::cpu}, {"cuda", dist::DeviceKind::cuda}};
+
+struct SampleArguments {
+  std::string model, prompt, prompts_file, out = "samples", device = "auto", decoder, save_tokens;
+  std::vector<std::string> overrides;
+  int64_t num = 1;
+  uint64_t seed = 0;
+};
+
+// `num` samples of each prompt, prompt by prompt: sample i belongs to prompt i / num.
+std::vector<std::string> prompt_list(const SampleArguments& a) {
+  if (a.prompt.empty() == a.prompts_file.empty()) fail<ConfigError>("give either --prompt TEXT or --prompts FILE");
+  std::vector<std::string> prompts;
+  if (!a.prompt.empty()) prompts.push_back(a.prompt);
+  if (!a.prompts_file.empty())
+    for (const std::string& line : split(read_text(a.prompts_file), '\n'))
+      if (const auto text = trim(line); !text.empty()) prompts.emplace_back(text);
+  if (prompts.empty()) fail<DataError>("{}: no prompts in it (one a line is expected)", a.prompts_file);
+  std::vector<std::string> all;
+  for (const std::string& prompt : prompts) all.insert(all.end(), static_cast<size_t>(a.num), prompt);
+  return all;
+}
+
+pipelines::GenerateOptions options_of(const SampleArguments& a) {
+  std::vector<std::string> lines = a.overrides;
+  if (!a.decoder.empty()) lines.push_back("decoder=" + a.decoder);
+  pipelines::GenerateOptions options;
+  config::read_overrides(lines, config::describe_root<pipelines::GenerateOptions>(), &options);
+  return options;
+}
+
+void sample(const SampleArguments& a) {
+  const std::vector<std::string> prompts = prompt_list(a);
+  const auto options = options_of(a);
+  make_directories(a.out);
+  const auto world = dist::World::from_environment({.device = kDevices.at(a.device)});
+  if (world->size() > 1) fail<ConfigError>("sample runs in one process, not under torchrun or srun with {}", world->size());
+  const auto pipeline = pipelines::load(a.model, world->device());
+  log::info("{}", pipeline->description());
+  const auto total = static_cast<int64_t>(prompts.size());
+  Progress progress("sample", total);
+  std::vector<Tensor> images, tokens;
+  Json index = Json::array();
+  for (int64_t start = 0; start < total; start += options.batch_size) {
+    if (signals::stop_requested()) throw Interrupted(fmt::format("stopped after {} of {} samples; those are in {}", start, total, a.out));
+    const int64_t n = std::min(options.batch_size, total - start);
+    const std::vector<std::string> part(prompts.begin() + start, prompts.begin() + start + n);
+    const auto generated = pipeline->generate(part, a.seed, start, options);
+    for (int64_t i = 0; i < n; ++i) {
+      const std::string file = fmt::format("{:06}.png", start + i);
+      io::write_image(fs::path(a.out) / file, generated.images.select(0, i));
+      index.push_back({{"file_name", file}, {"text", part[static_cast<size_t>(i)]}, {"seed", a.seed}, {"index", start + i}});
+    }
+    images.push_back(generated.images);
+    if (generated.tokens.defined()) tokens.push_back(generated.tokens);
+    progress.update(start + n, fmt::format("{} passes, {} model evaluations an image", generated.steps, generated.nfe));
+  }
+  progress.finish();
+  std::string lines;
+  for (const Json& line : index) lines += line.dump() + "\n";
+  write_text_atomic(fs::path(a.out) / "metadata.jsonl", lines);
+  const int64_t columns = a.num > 1 && a.num <= 16 ? a.num : std::min<int64_t>(10, total);
+  const Tensor all = at::cat(images);
+  const int64_t scale = std::max<int64_t>(1, 96 / all.size(-1));
+  io::write_image(fs::path(a.out) / "grid.png", io::make_grid(all.narrow(0, 0, std::min<int64_t>(total, 400)), columns, 2, scale));
+  if (!a.save_tokens.empty()) {
+    if (tokens.empty()) fail<ConfigError>("--save-tokens: this model does not make tokens");
+    io::write_safetensors(a.save_tokens, {{"tokens", at::cat(tokens)}});
+  }
+  log::info("{} images in {} (grid.png, metadata.jsonl)", total, a.out);
+}
+
+}  // namespace
+
+void add_sample_command(CLI::App& app) {
+  auto* command = app.add_subcommand("sample", "make images from prompts");
+  auto a = std::make_shared<SampleArguments>();
+  command->add_option("model", a->model, "run folder, checkpoint or model folder")->required();
+  command->add_option("overrides", a->overrides, "key=value: guidance, temperature, top_k, top_p, batch_size");
+  command->add_option("--prompt", a->prompt, "one prompt");
+  command->add_option("--prompts", a->prompts_file, "text file, one prompt a line");
+  command->add_option("--num", a->num, "samples of each prompt")->check(CLI::PositiveNumber);
+  command->add_option("--seed", a->seed, "sample i depends on (seed, i) only");
+  command->add_option("--out", a->out, "folder for the images")->capture_default_str();
+  command->add_option("--device", a->device, "auto, cpu or cuda")->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  command->add_option("--decoder", a->decoder, "autoregressive models: ar");
+  command->add_option("--save-tokens", a->save_tokens, "safetensors file: `tokens` [N, L] int64 in sample order");
+  command->footer("Examples:\n"
+                  "  fewstep sample runs/quickstart-ar --prompt \"a dark long dress\" --num 8 guidance=1.5\n"
+                  "  fewstep sample runs/quickstart-ar --prompts prompts.txt --seed 3 --out out top_k=200");
+  command->callback([a] { sample(*a); });
+}
+
+}  // namespace fewstep
