@@ -1,29 +1,34 @@
 #include "src/config/diff.h"
 
-#include <yaml-cpp/yaml.h>
-
 #include <map>
 #include <set>
+
+#include "src/config/tree.h"
 
 namespace fewstep::config {
 namespace {
 
-void flatten(const YAML::Node& node, const std::string& path, std::map<std::string, std::string>& out) {
-  if (!node.IsMap()) {
-    YAML::Emitter text;
-    text << YAML::Flow << node;
-    out[path] = text.c_str();
+void flatten(const Value& value, const std::string& path, std::map<std::string, std::string>& out) {
+  if (!value.is(Value::Type::map) || value.entries.empty()) {
+    out[path] = flow_text(value);
     return;
   }
-  for (const auto& entry : node) flatten(entry.second, path.empty() ? entry.first.Scalar() : path + "." + entry.first.Scalar(), out);
+  for (const Entry& e : value.entries) flatten(*e.value, path.empty() ? e.key : path + "." + e.key, out);
+}
+
+std::map<std::string, std::string> leaves(const std::string& yaml, const std::string& name) {
+  Problems problems;
+  const ValuePtr tree = parse_yaml(yaml, {problems.add_layer(name), 1, 1}, problems);
+  problems.throw_if_any();
+  std::map<std::string, std::string> out;
+  flatten(*tree, "", out);
+  return out;
 }
 
 }  // namespace
 
 std::vector<Difference> differences(const std::string& before_yaml, const std::string& after_yaml) {
-  std::map<std::string, std::string> before, after;
-  flatten(YAML::Load(before_yaml), "", before);
-  flatten(YAML::Load(after_yaml), "", after);
+  const auto before = leaves(before_yaml, "config before"), after = leaves(after_yaml, "config now");
   std::set<std::string> keys;
   for (const auto& [key, value] : before) keys.insert(key);
   for (const auto& [key, value] : after) keys.insert(key);
