@@ -10,6 +10,7 @@
 #include "src/base/text.h"
 #include "src/models/model.h"
 #include "src/models/verify.h"
+#include "tools/commands.h"
 
 
 namespace fewstep {
@@ -73,7 +74,8 @@ void model_info(const std::filesystem::path& folder) {
 }
 
 void model_verify(const ModelFlags& flags, bool has_limit) {
-  models::VerifyOptions options{.all = flags.all};
+  models::VerifyOptions options;
+  options.all = flags.all;
   if (has_limit) options.limit = flags.limit;
   const models::VerifyReport report = models::verify_model(flags.folder, options);
   fmt::print("{}", models::to_text(report));
