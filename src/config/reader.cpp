@@ -143,7 +143,10 @@ class Reader final : public Visitor {
     const Frame& frame = top();
     for (const Entry& e : frame.node->entries) {
       if (std::find(frame.known.begin(), frame.known.end(), e.key) != frame.known.end()) continue;
-      if (problems_.full()) break;
+      if (problems_.full()) {
+        problems_.add(e.place, "");  // counted only
+        continue;
+      }
       const std::string close = nearest(e.key, frame.known);
       std::string hint = close.empty() ? fmt::format(" (known: {})", fmt::join(frame.known, ", "))
                                        : fmt::format(" (did you mean '{}'?)", close);
@@ -227,7 +230,10 @@ class Reader final : public Visitor {
       else if (wrong = convert(item, want, parse, x); !wrong && !(static_cast<double>(x) >= r.min && static_cast<double>(x) <= r.max))
         wrong = fmt::format("{} must be {}", x, range_words(r));
       if (wrong && problems_.full()) return;
-      if (wrong) report(item.place, fmt::format("{}[{}]", dotted(key), i), *wrong);
+      if (wrong) {
+        report(item.place, fmt::format("{}[{}]", dotted(key), i), *wrong);
+        bad_.insert(dotted(key));
+      }
       read.push_back(x);
     }
     v = std::move(read);

@@ -88,7 +88,7 @@ class Builder final : public YAML::EventHandler {
   void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor, const std::string& text) override {
     auto value = make(Value::Type::scalar, mark);
     value->text = text;
-    value->quoted = tag != "?";
+    value->quoted = tag == "!";
     check_tag(*value, tag);
     if (text.find('\0') != std::string::npos) problems_.add(value->place, "the text contains a NUL character");
     finish(value, anchor);
@@ -266,7 +266,9 @@ ValuePtr parse_yaml(std::string_view text, Place origin, Problems& problems) {
     empty->place = origin;
     return empty;
   } catch (const YAML::Exception& e) {
-    problems.add(places.at(e.mark), fmt::format("not valid YAML: {}", e.msg));
+    // Where the text ends too early yaml-cpp may give the mark of its beginning.
+    const bool at_end = e.msg.starts_with("end of ") && e.mark.line <= 0 && e.mark.column <= 0;
+    problems.add(at_end ? places.at_offset(text.size()) : places.at(e.mark), fmt::format("not valid YAML: {}", e.msg));
     return nullptr;
   }
 }

@@ -73,7 +73,7 @@ inline constexpr ModelKind kModels[] = {{"unet", make<Unet>}, {"transformer", ma
 struct Empty {};
 inline void describe(Visitor&, Empty&) {}
 
-struct Run {
+struct Sample {
   std::string name;
   int64_t seed = 0, steps = 1000;
   bool resume = false;
@@ -87,7 +87,7 @@ struct Run {
   std::unique_ptr<Model> teacher = std::make_unique<Unet>();
   Empty nothing;
 };
-inline void describe(Visitor& v, Run& c) {
+inline void describe(Visitor& v, Sample& c) {
   v.require("name");
   v.field("name", c.name, "run name");
   v.field("seed", c.seed, "global seed");

@@ -11,13 +11,13 @@
 using fewstep::ConfigError;
 using fewstep::config::parse;
 using fewstep::config::to_yaml;
-using fewstep::sample::Run;
+using fewstep::sample::Sample;
 
 namespace {
 
-void round_trip(Run& run) {
+void round_trip(Sample& run) {
   const std::string once = to_yaml(run);
-  Run again = parse<Run>(once, "written");  // a ConfigError here is a finding
+  Sample again = parse<Sample>(once, "written");  // a ConfigError here is a finding
   const std::string twice = to_yaml(again);
   if (once == twice) return;
   std::fprintf(stderr, "not the same after reading back:\n%s----\n%s", once.c_str(), twice.c_str());
@@ -36,16 +36,16 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, size_t size) {
     overrides.push_back(text.substr(cut + 1));
     text.resize(cut);
   }
-  Run run;
+  Sample run;
   try {
     if (overrides.empty()) {
-      run = parse<Run>(text, "fuzz");
+      run = parse<Sample>(text, "fuzz");
     } else {
       // Overrides come with files only; a file in memory keeps this fast. `base:` would read whatever it names.
       if (text.find("base") != std::string::npos) return 0;
       static const std::string path = "/dev/shm/fewstep_fuzz_" + std::to_string(std::rand()) + ".yaml";
       std::ofstream(path, std::ios::binary) << text;
-      run = fewstep::config::load<Run>(path, overrides);
+      run = fewstep::config::load<Sample>(path, overrides);
     }
   } catch (const ConfigError&) {
     return 0;
