@@ -6,6 +6,8 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
+#include <algorithm>
+
 #include "src/base/error.h"
 #include "src/nn/kernels.h"
 #include "src/tensor/ops.h"

@@ -1,6 +1,6 @@
 #include "src/nn/layers.h"
 
-#include <numeric>
+#include <cmath>
 
 #include "src/base/error.h"
 #include "src/nn/fused.h"

@@ -2,6 +2,9 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "src/base/error.h"
 #include "src/base/hash.h"
 #include "src/nn/layers.h"

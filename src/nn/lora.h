@@ -14,10 +14,10 @@ namespace fewstep::nn {
 class Module;
 
 struct LoraSpec {
-  std::string name;               // of the adapter: "student"
+  std::string name = {};          // of the adapter: "student"
   int64_t rank = 16;
   double alpha = 16;              // strength alpha / rank
-  std::vector<std::string> targets;  // a layer gets the adapter when its full name ends with one of these; empty: all
+  std::vector<std::string> targets = {};  // a layer gets the adapter when its full name ends with one of these; empty: all
 };
 
 // The adapters of one layer: A [r, in] (or [r, in, k, k]), B [out, r] (or [out, r, 1, 1]).

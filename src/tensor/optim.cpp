@@ -3,6 +3,9 @@
 #include <ATen/Parallel.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
+#include <array>
+#include <cmath>
 #include <numbers>
 
 #include "src/base/error.h"

@@ -3,6 +3,10 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <functional>
 #include <numbers>
 
 #include "src/base/error.h"

@@ -2,6 +2,8 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
+
 #include "src/base/error.h"
 #include "src/tensor/ops.h"
 
