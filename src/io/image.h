@@ -25,7 +25,8 @@ std::string encode_png(const Tensor& image);  // bytes, for reports and TensorBo
 std::string encode_image(const Tensor& image, std::string_view extension, int quality = 95);  // ".png", ".jpg", ".webp"
 
 enum class Resample { bilinear, bicubic, lanczos };  // support 1, 2, 3; bicubic with a = -0.5
-// Antialiased uint8 resize, two passes with Pillow's fixed-point arithmetic: bit-exact with PIL.Image.resize.
+// Antialiased uint8 resize, two passes with Pillow's fixed-point arithmetic: bit-exact with PIL.Image.resize
+// (horizontal pass first; see resize.h about Pillow 13).
 Tensor resize(const Tensor& image, int64_t width, int64_t height, Resample filter = Resample::bicubic);
 Tensor center_crop(const Tensor& image, int64_t width, int64_t height);  // [..., H, W]
 

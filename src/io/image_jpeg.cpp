@@ -1,7 +1,8 @@
 // JPEG by libjpeg-turbo's TurboJPEG interface.
 #include <turbojpeg.h>
 
-#include <vector>
+#include <memory>
+#include <utility>
 
 #include "src/base/error.h"
 #include "src/io/pixels.h"
@@ -23,9 +24,20 @@ class Handle {
  private:
   tjhandle handle_;
 };
-tjhandle decompressor() {
-  thread_local Handle handle(tjInitDecompress());
+std::unique_ptr<Handle>& decompressor_slot() {
+  thread_local std::unique_ptr<Handle> handle;
   return handle;
+}
+tjhandle decompressor() {
+  auto& slot = decompressor_slot();
+  if (!slot) slot = std::make_unique<Handle>(tjInitDecompress());
+  return *slot;
+}
+// A handle that failed may be left in the middle of a header and would go on there with the next picture: drop it.
+[[noreturn]] void fail_decoding(std::string_view name) {
+  const std::string reason = tjGetErrorStr2(decompressor());
+  decompressor_slot().reset();
+  fail<DataError>("{}: corrupt JPEG: {}", name, reason);
 }
 tjhandle compressor() {
   thread_local Handle handle(tjInitCompress());
@@ -40,7 +52,7 @@ const uint8_t* data_of(std::string_view bytes) { return reinterpret_cast<const u
 Header read_header(std::string_view bytes, std::string_view name) {
   Header h;
   if (tjDecompressHeader3(decompressor(), data_of(bytes), bytes.size(), &h.width, &h.height, &h.subsampling, &h.colour) != 0)
-    fail<DataError>("{}: corrupt JPEG: {}", name, tjGetErrorStr2(decompressor()));
+    fail_decoding(name);
   check_image_size(h.width, h.height, name);
   return h;
 }
@@ -53,7 +65,7 @@ Pixels decompress(std::string_view bytes, std::string_view name, const Header& h
   const int flags = TJFLAG_ACCURATEDCT | TJFLAG_STOPONWARNING | TJFLAG_LIMITSCANS;
   if (tjDecompress2(decompressor(), data_of(bytes), bytes.size(), out.data.get(), static_cast<int>(out.width), 0,
                     static_cast<int>(out.height), format, flags) != 0)
-    fail<DataError>("{}: corrupt JPEG: {}", name, tjGetErrorStr2(decompressor()));
+    fail_decoding(name);
   return out;
 }
 

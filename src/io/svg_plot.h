@@ -10,7 +10,7 @@ struct Series {
   std::vector<double> x, y;
 };
 struct PlotOptions {
-  std::string title, x_label, y_label;
+  std::string title = {}, x_label = {}, y_label = {};
   bool log_y = false;
   int width = 560, height = 300;
 };
