@@ -3,8 +3,10 @@
 
 #include <array>
 
+#include "datasets/coco.h"
 #include "datasets/dataset.h"
 #include "datasets/fashion_mnist.h"
+#include "datasets/image_folder.h"
 #include "src/base/error.h"
 #include "src/tensor/ops.h"
 
@@ -18,6 +20,8 @@ std::unique_ptr<DatasetConfig> make() {
 
 constexpr std::array kKinds = {
     DatasetKind{"fashion_mnist", make<FashionMnistConfig>},
+    DatasetKind{"image_folder", make<ImageFolderConfig>},
+    DatasetKind{"coco", make<CocoConfig>},
 };
 
 std::string shape_text(const Tensor& x) { return fmt::format("{}", fmt::join(x.sizes().vec(), " x ")); }

@@ -34,23 +34,33 @@ double extent(std::span<const int64_t> weight) {
 // have hardly any interior: there the edges count.
 double interior_mean(std::span<const uint8_t> pixels, int64_t height, int64_t width) {
   int64_t sum = 0, squares = 0;
-  for (int64_t v : pixels)
-    if (v >= kBackground) sum += v, squares += v * v;
+  for (uint8_t v : pixels) {
+    const int64_t kept = v >= kBackground ? v : 0;
+    sum += kept;
+    squares += kept * kept;
+  }
   if (sum == 0) return 0;
-  // v >= squares / sum / 2 in integers.
-  const auto inside = [&](int64_t y, int64_t x) {
-    if (y < 0 || y >= height || x < 0 || x >= width) return false;
-    const int64_t v = pixels[static_cast<size_t>(y * width + x)];
-    return v >= kBackground && 2 * v * sum >= squares;
-  };
-  int64_t all = 0, all_sum = 0, inner = 0, inner_sum = 0;
+  // v >= squares / sum / 2, in integers.
+  const int64_t level = std::max(kBackground, (squares + 2 * sum - 1) / (2 * sum));
+  const size_t stride = static_cast<size_t>(width) + 2;  // a border of ground saves the tests at the edges
+  std::vector<uint8_t> mask(stride * (static_cast<size_t>(height) + 2));
   for (int64_t y = 0; y < height; ++y)
+    for (int64_t x = 0; x < width; ++x)
+      mask[static_cast<size_t>(y + 1) * stride + static_cast<size_t>(x + 1)] =
+          pixels[static_cast<size_t>(y * width + x)] >= level;
+  int64_t all = 0, all_sum = 0, inner = 0, inner_sum = 0;
+  for (int64_t y = 0; y < height; ++y) {
+    const uint8_t* value = pixels.data() + y * width;
+    const uint8_t* m = mask.data() + static_cast<size_t>(y + 1) * stride + 1;
+    const uint8_t *above = m - stride, *below = m + stride;
     for (int64_t x = 0; x < width; ++x) {
-      if (!inside(y, x)) continue;
-      const int64_t v = pixels[static_cast<size_t>(y * width + x)];
-      ++all, all_sum += v;
-      if (inside(y - 1, x) && inside(y + 1, x) && inside(y, x - 1) && inside(y, x + 1)) ++inner, inner_sum += v;
+      const int32_t in = m[x], deep = m[x] & above[x] & below[x] & m[x - 1] & m[x + 1];
+      all += in;
+      all_sum += in * value[x];
+      inner += deep;
+      inner_sum += deep * value[x];
     }
+  }
   return inner >= kFewInterior ? static_cast<double>(inner_sum) / static_cast<double>(inner)
                                : static_cast<double>(all_sum) / static_cast<double>(all);
 }
@@ -79,12 +89,13 @@ std::span<const AttributeKind> fashion_attribute_kinds() {
 Measurement measure_garment(std::span<const uint8_t> pixels, int64_t height, int64_t width) {
   FEW_CHECK(static_cast<int64_t>(pixels.size()) == height * width, "{} pixels for {} x {}", pixels.size(), height, width);
   std::vector<int64_t> rows(static_cast<size_t>(height)), columns(static_cast<size_t>(width));
-  for (size_t y = 0; y < rows.size(); ++y)
-    for (size_t x = 0; x < columns.size(); ++x) {
-      const int64_t v = pixels[y * columns.size() + x];
-      if (v < kBackground) continue;
-      rows[y] += v;
-      columns[x] += v;
+  const uint8_t* v = pixels.data();
+  for (int64_t& row : rows)
+    for (int64_t& column : columns) {
+      const int64_t kept = *v >= kBackground ? *v : 0;
+      ++v;
+      row += kept;
+      column += kept;
     }
   return {interior_mean(pixels, height, width), extent(rows), extent(columns)};
 }

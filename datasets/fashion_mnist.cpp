@@ -1,6 +1,10 @@
 #include "datasets/fashion_mnist.h"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
+#include <map>
+#include <mutex>
 
 #include "datasets/idx.h"
 #include "src/base/error.h"
@@ -44,33 +48,49 @@ std::vector<Measurement> measure_all(const IdxArray& images) {
   const int64_t height = images.shape[1], width = images.shape[2];
   const size_t pixels = static_cast<size_t>(height * width);
   std::vector<Measurement> measured(static_cast<size_t>(images.shape[0]));
-  for (size_t i = 0; i < measured.size(); ++i)
-    measured[i] = measure_garment({images.values.data() + i * pixels, pixels}, height, width);
+  at::parallel_for(0, images.shape[0], 512, [&](int64_t begin, int64_t end) {  // part of every start-up
+    for (size_t i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i)
+      measured[i] = measure_garment({images.values.data() + i * pixels, pixels}, height, width);
+  });
   return measured;
+}
+
+// A file pair with its measurements. The train and heldout splits, and the test split's thresholds, share one reading.
+struct Measured {
+  Files files;
+  std::vector<Measurement> measured;  // by row of the file
+};
+
+std::shared_ptr<const Measured> load_measured(const fs::path& folder, std::string_view prefix) {
+  static std::mutex mutex;
+  static std::map<std::string, std::weak_ptr<const Measured>> loaded;  // kept only while some data set uses it
+  std::lock_guard lock(mutex);
+  auto& place = loaded[fs::absolute(folder / prefix).lexically_normal().string()];
+  if (auto known = place.lock()) return known;
+  auto fresh = std::make_shared<Measured>();
+  fresh->files = read_pair(folder, prefix);
+  fresh->measured = measure_all(fresh->files.images);
+  place = fresh;
+  return fresh;
 }
 
 class FashionMnistImpl final : public FashionMnist {
  public:
   FashionMnistImpl(const FashionMnistConfig& config, Split split) : config_(config), split_(split) {
-    Files train = read_pair(config.folder, "train");
-    measured_ = measure_all(train.images);
-    thresholds_ = find_thresholds(measured_, train.labels.values);
-    const int64_t total = train.images.shape[0];
+    const auto train = load_measured(config.folder, "train");
+    thresholds_ = find_thresholds(train->measured, train->files.labels.values);
+    const int64_t total = train->files.images.shape[0];
     if (config.heldout > total)
       fail<ConfigError>("data.heldout is {}, but {} holds only {} training images", config.heldout, config.folder, total);
-    std::string hashes = train.images.sha256 + train.labels.sha256;
-    int64_t begin = 0, end = total;
+    data_ = split == Split::test ? load_measured(config.folder, "t10k") : train;
+    const Files& files = data_->files;
+    int64_t begin = 0, end = files.images.shape[0];
     if (split == Split::test) {
-      files_ = read_pair(config.folder, "t10k");
-      measured_ = measure_all(files_.images);
-      hashes += files_.images.sha256 + files_.labels.sha256;
       id_base_ = total;  // ids are unique over the splits
-      end = files_.images.shape[0];
     } else {
-      files_ = std::move(train);
       (split == Split::heldout ? begin : end) = total - config.heldout;
     }
-    const int64_t largest = std::max(files_.images.shape[1], files_.images.shape[2]);
+    const int64_t largest = std::max(files.images.shape[1], files.images.shape[2]);
     if (config.image_size < largest)
       fail<ConfigError>("data.image_size is {}, below the {} pixels of the photographs: they are padded, never cut",
                         config.image_size, largest);
@@ -81,16 +101,18 @@ class FashionMnistImpl final : public FashionMnist {
         places_.push_back(i);
       }
     }
-    fingerprint_ = sha256_hex(fmt::format("fashion_mnist 1 {} split {} size {} heldout {} pairs {}", hashes,
-                                          static_cast<int>(split), config.image_size, config.heldout, config.holdout_pairs));
+    fingerprint_ = sha256_hex(fmt::format(
+        "fashion_mnist 1 {} {} {} {} split {} size {} heldout {} pairs {}", train->files.images.sha256,
+        train->files.labels.sha256, files.images.sha256, files.labels.sha256, static_cast<int>(split), config.image_size,
+        config.heldout, config.holdout_pairs));
   }
 
   int64_t size() const override { return static_cast<int64_t>(places_.size()); }
   const AttributeThresholds& thresholds() const override { return thresholds_; }
   Attributes attributes(int64_t index) const override {
-    return name_attributes(measured_[place(index)], label(index), thresholds_);
+    return name_attributes(data_->measured[place(index)], label(index), thresholds_);
   }
-  int64_t label(int64_t index) const override { return files_.labels.values[place(index)]; }
+  int64_t label(int64_t index) const override { return data_->files.labels.values[place(index)]; }
 
   Sample get(int64_t index, uint64_t seed, int64_t epoch) const override {
     Sample sample;
@@ -120,18 +142,18 @@ class FashionMnistImpl final : public FashionMnist {
   size_t place(int64_t index) const { return static_cast<size_t>(places_.at(static_cast<size_t>(index))); }
 
   bool held_out(size_t at) const {
-    const int64_t label = files_.labels.values[at];
+    const int64_t label = data_->files.labels.values[at];
     for (const HeldOutPair& pair : held_out_pairs())  // most classes need no words
-      if (pair.label == label) return is_held_out(label, name_attributes(measured_[at], label, thresholds_));
+      if (pair.label == label) return is_held_out(label, name_attributes(data_->measured[at], label, thresholds_));
     return false;
   }
 
   Tensor padded(size_t at) const {  // uint8 [1, S, S], centred on black
-    const int64_t height = files_.images.shape[1], width = files_.images.shape[2], size = config_.image_size;
+    const int64_t height = data_->files.images.shape[1], width = data_->files.images.shape[2], size = config_.image_size;
     Tensor image = at::empty({1, size, size}, at::kByte);
     uint8_t* out = image.mutable_data_ptr<uint8_t>();
     std::fill_n(out, size * size, uint8_t{0});
-    const uint8_t* in = files_.images.values.data() + at * static_cast<size_t>(height * width);
+    const uint8_t* in = data_->files.images.values.data() + at * static_cast<size_t>(height * width);
     out += (size - height) / 2 * size + (size - width) / 2;
     for (int64_t y = 0; y < height; ++y) std::copy_n(in + y * width, width, out + y * size);
     return image;
@@ -139,10 +161,9 @@ class FashionMnistImpl final : public FashionMnist {
 
   FashionMnistConfig config_;
   Split split_;
-  Files files_;
+  std::shared_ptr<const Measured> data_;
   AttributeThresholds thresholds_;
   std::vector<int64_t> places_;  // index -> row of the file
-  std::vector<Measurement> measured_;  // by row of the file
   int64_t id_base_ = 0, removed_ = 0;
   std::string fingerprint_;
 };

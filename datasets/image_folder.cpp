@@ -1,0 +1,105 @@
+#include "datasets/image_folder.h"
+
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "src/base/error.h"
+#include "src/base/files.h"
+#include "src/base/json.h"
+#include "src/base/text.h"
+
+namespace fewstep {
+namespace {
+
+namespace fs = std::filesystem;
+using Captions = std::map<std::string, std::vector<std::string>>;  // by file name, as written
+constexpr std::string_view kSplitNames[] = {"train", "heldout", "test"};
+
+// Sorted paths relative to `folder`: the order of a directory is not the same on every machine.
+std::vector<fs::path> list_images(const fs::path& folder) {
+  std::vector<fs::path> names;
+  try {
+    for (const auto& item : fs::recursive_directory_iterator(folder, fs::directory_options::follow_directory_symlink))
+      if (item.is_regular_file() && is_image_name(item.path())) names.push_back(item.path().lexically_relative(folder));
+  } catch (const fs::filesystem_error& e) {
+    fail<DataError>("{}: cannot be listed: {} (set data.folder)", folder.string(), e.code().message());
+  }
+  std::sort(names.begin(), names.end());
+  if (names.empty()) fail<DataError>("{}: no .png, .jpg, .jpeg or .webp images", folder.string());
+  return names;
+}
+
+std::vector<std::string> captions_of(const Json& value, const std::string& place) {
+  const Json list = value.is_array() ? value : Json::array({value});
+  std::vector<std::string> captions;
+  for (const Json& caption : list) {
+    if (!caption.is_string()) fail<DataError>("{}: the caption is {}, not a string", place, caption.dump());
+    captions.push_back(caption.get<std::string>());
+  }
+  return captions;
+}
+
+Captions read_metadata(const fs::path& folder) {
+  const fs::path path = folder / "metadata.jsonl";
+  Captions captions;
+  if (!fs::exists(path)) return captions;
+  const std::vector<std::string> lines = split(read_text(path), '\n');
+  for (size_t n = 0; n < lines.size(); ++n) {
+    if (trim(lines[n]).empty()) continue;
+    const std::string place = fmt::format("{}:{}", path.string(), n + 1);
+    const Json row = Json::parse(lines[n], nullptr, false);
+    if (!row.is_object()) fail<DataError>("{}: not a JSON object", place);
+    if (!row.contains("file_name") || !row["file_name"].is_string()) fail<DataError>("{}: no \"file_name\"", place);
+    const char* key = row.contains("text") ? "text" : "caption";
+    if (!row.contains(key)) fail<DataError>("{}: neither \"text\" nor \"caption\"", place);
+    const std::string name = fs::path(row["file_name"].get<std::string>()).lexically_normal().string();
+    if (!fs::exists(folder / name)) fail<DataError>("{}: there is no file {}", place, (folder / name).string());
+    if (!captions.emplace(name, captions_of(row[key], place)).second) fail<DataError>("{}: {} is given twice", place, name);
+  }
+  return captions;
+}
+
+std::vector<std::string> read_caption_file(const fs::path& path) {
+  std::vector<std::string> captions;
+  for (const std::string& line : split(read_text(path), '\n'))
+    if (const auto text = trim(line); !text.empty()) captions.emplace_back(text);
+  return captions;
+}
+
+}  // namespace
+
+void ImageFolderConfig::describe(config::Visitor& v) {
+  v.field("folder", folder, "folder of images with captions in NAME.txt or metadata.jsonl");
+  v.require("folder");
+  v.field("require_captions", require_captions, "an image without caption is an error; false: its caption is empty");
+  describe_image_list(v, images);
+}
+
+std::unique_ptr<Dataset> ImageFolderConfig::build(Split split) const {
+  const auto has_folder = [&](std::string_view name) { return fs::is_directory(fs::path(folder) / name); };
+  const bool split_folders = std::any_of(std::begin(kSplitNames), std::end(kSplitNames), has_folder);
+  const std::string_view name = kSplitNames[static_cast<size_t>(split)];
+  if (split_folders && !has_folder(name))
+    fail<DataError>("{} has split folders, but no '{}'", folder, name);
+  const fs::path root = split_folders ? fs::path(folder) / name : fs::path(folder);
+
+  const Captions metadata = read_metadata(root);
+  std::vector<ImageEntry> entries;
+  for (const fs::path& file : list_images(root)) {
+    ImageEntry entry{static_cast<int64_t>(entries.size()), root / file, file.string(), {}};
+    if (const auto found = metadata.find(entry.name); found != metadata.end()) {
+      entry.captions = found->second;
+    } else if (const fs::path text = fs::path(entry.path).replace_extension(".txt"); fs::exists(text)) {
+      entry.captions = read_caption_file(text);
+    }
+    if (entry.captions.empty() && require_captions)
+      fail<DataError>("{}: no caption: write {} or a line of metadata.jsonl, or set data.require_captions: false",
+                      entry.path.string(), fs::path(entry.path).replace_extension(".txt").filename().string());
+    entries.push_back(std::move(entry));
+  }
+  if (!split_folders) entries = entries_of_split(std::move(entries), split, images);
+  return make_image_list(std::move(entries), images, fmt::format("image folder {} {}", folder, name));
+}
+
+}  // namespace fewstep
