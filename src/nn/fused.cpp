@@ -61,7 +61,7 @@ struct RmsNormBackward : FusedNode {
     const Tensor dx = task_should_compute_output(0) ? at::empty_like(input) : Tensor();
     // Partial sums over a fixed number of row groups: the result does not depend on the number of threads.
     const int64_t parts = std::clamp<int64_t>(rows / 16, 1, 16);
-    const Tensor dw = task_should_compute_output(1) ? at::zeros({parts, dim}, w.options().requires_grad(false)) : Tensor();
+    const Tensor dw = task_should_compute_output(1) ? at::zeros({parts, dim}, at::kFloat) : Tensor();
     const float *g = dy.const_data_ptr<float>(), *in = input.const_data_ptr<float>(), *r = rstd.const_data_ptr<float>();
     const float* scale = w.const_data_ptr<float>();
     float* out = dx.defined() ? dx.mutable_data_ptr<float>() : nullptr;

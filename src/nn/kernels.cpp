@@ -3,8 +3,8 @@
 #include <bit>
 #include <cmath>
 
-// Compiled once for the baseline and, on x86-64, once with -mavx2 -mfma (FEW_KERNELS names the namespace); kernels_pick.cpp
-// chooses at run time. NaN goes through every function as NaN.
+// Compiled once for the baseline and, on x86-64, once with -mavx2 -mfma (FEW_KERNELS names the namespace);
+// kernels_pick.cpp chooses at run time. NaN goes through every function as NaN.
 namespace fewstep::nn::kernels::FEW_KERNELS {
 namespace {
 

@@ -104,7 +104,8 @@ Tensor LayerNorm::operator()(const Tensor& x) const {
 void LayerNorm::reset(at::Generator&) { ones_and_zeros(weight, bias); }
 
 GroupNorm::GroupNorm(int64_t groups, int64_t channels, double eps) : groups_(groups), eps_(eps) {
-  if (groups < 1 || channels % groups != 0) fail("GroupNorm: {} channels do not divide into {} groups", channels, groups);
+  if (groups < 1 || channels % groups != 0)
+    fail("GroupNorm: {} channels do not divide into {} groups", channels, groups);
   parameter("weight", weight, {channels});
   parameter("bias", bias, {channels});
 }

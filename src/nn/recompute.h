@@ -10,7 +10,8 @@
 namespace fewstep::nn {
 
 using Tensors = std::vector<Tensor>;
-// `fn` reads parameters of `module` only; every other tensor it differentiates through is in `inputs`. Outside grad mode: fn(inputs).
+// `fn` reads parameters of `module` only; every other tensor it differentiates through is in `inputs`. Outside grad
+// mode: fn(inputs).
 Tensors recompute(const Module& module, const std::function<Tensors(const Tensors&)>& fn, const Tensors& inputs);
 
 }  // namespace fewstep::nn

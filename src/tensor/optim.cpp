@@ -122,10 +122,11 @@ AdamW::AdamW(NamedTensors parameters, const OptimizerConfig& config)
     if (!p.requires_grad()) fail("optimizer: parameter '{}' requires no gradient: leave it out or unfreeze it", name);
     if (!p.is_leaf()) fail("optimizer: '{}' is computed from other tensors: only leaves can be trained", name);
     const double decay = p.dim() >= 2 ? config_.weight_decay : 0.0;
-    size_t g = 0;
-    while (g < groups_.size() && !(groups_[g].weight_decay == decay && groups_[g].decayed == (p.dim() >= 2) &&
-                                   groups_[g].options.dtype() == p.dtype() && groups_[g].options.device() == p.device()))
-      ++g;
+    const auto belongs = [&, &q = p](const Group& group) {
+      return group.decayed == (q.dim() >= 2) && group.options.dtype() == q.dtype() &&
+             group.options.device() == q.device();
+    };
+    const auto g = static_cast<size_t>(std::find_if(groups_.begin(), groups_.end(), belongs) - groups_.begin());
     if (g == groups_.size()) {
       Group group;
       group.options = at::TensorOptions().dtype(p.dtype()).device(p.device());

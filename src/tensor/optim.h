@@ -23,8 +23,8 @@ struct OptimizerConfig {
 };
 void describe(config::Visitor& v, OptimizerConfig& c);
 
-// Learning rate at `step` (0-based) of `total_steps`: (step + 1) / (warmup + 1) of the peak, so that the first update is
-// not zero; the peak at step `warmup_steps`; the final fraction at step `total_steps - 1`.
+// Learning rate at `step` (0-based) of `total_steps`: (step + 1) / (warmup + 1) of the peak, so that the first update
+// is not zero; the peak at step `warmup_steps`; the final fraction at step `total_steps - 1`.
 double learning_rate(const OptimizerConfig& c, int64_t step, int64_t total_steps);
 
 // Moves the parameters into one 64-byte-padded flat buffer per group (decayed, not decayed); each parameter and its

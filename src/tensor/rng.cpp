@@ -49,7 +49,8 @@ void normal_row(uint64_t key, float* out, int64_t n) {
 
 using RowFn = void (*)(uint64_t key, float* out, int64_t n);
 
-Tensor rows_by_id(const Tensor& ids, std::vector<int64_t> shape, RowFn fill, const std::function<uint64_t(int64_t)>& key) {
+Tensor rows_by_id(const Tensor& ids, std::vector<int64_t> shape, RowFn fill,
+                  const std::function<uint64_t(int64_t)>& key) {
   if (ids.dim() != 1 || ids.scalar_type() != at::kLong || !ids.device().is_cpu())
     fail("sample ids must be int64 [N] on the CPU, got {} {}", c10::toString(ids.scalar_type()), ids.dim());
   shape.insert(shape.begin(), ids.size(0));

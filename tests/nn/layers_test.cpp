@@ -132,7 +132,8 @@ TEST(Layers, CpuKernelsEqualTheCompositeInFloat64) {
     check_kernel(rotate, {randn({2, 9, 3, d}, 5, at::kFloat)}, 1e-6);
     const auto per_sample = [&](const std::vector<Tensor>& x) {  // positions differ between samples
       const auto type = x[0].scalar_type();
-      const Tensor cos = at::stack({t.cos, t.cos.flip(0)}).unsqueeze(1), sin = at::stack({t.sin, t.sin.flip(0)}).unsqueeze(1);
+      const Tensor cos = at::stack({t.cos, t.cos.flip(0)}).unsqueeze(1);
+      const Tensor sin = at::stack({t.sin, t.sin.flip(0)}).unsqueeze(1);
       return apply_rotary(x[0], cos.to(type), sin.to(type));
     };
     check_kernel(per_sample, {randn({2, 3, 9, d}, 6, at::kFloat)}, 1e-6);
