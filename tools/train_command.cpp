@@ -35,11 +35,19 @@ std::vector<std::string> child_arguments(const TrainArguments& a) {
   return arguments;
 }
 
+// The others learn the reason; this process does not wait for collectives that will never finish.
+[[noreturn]] void leave_group(dist::World& world, const std::exception& e) {
+  const auto* known = dynamic_cast<const Error*>(&e);
+  if (!dynamic_cast<const DistributedError*>(&e)) world.announce_failure(e.what());
+  log::error("{}", e.what());
+  dist::exit_now(known ? known->exit_code() : 1);
+}
+
 void train(const TrainArguments& a) {
   auto run = config::load<RunConfig>(a.config, layered(a));
   if (a.nproc > 0) {
     const int code = dist::launch(a.nproc, child_arguments(a));
-    if (code != 0) throw Error("a rank failed; its message stands above", code);
+    if (code != 0) throw ExitWith{code};  // the rank has said why
     return;
   }
   const auto world = dist::World::from_environment({.device = run.device});
@@ -47,11 +55,11 @@ void train(const TrainArguments& a) {
   try {
     const LoopResult result = run_training(run, *world, a.resume);
     if (world->is_main()) log::info("{}: {} steps done, results in {}", run.name, result.steps, run.folder().string());
-  } catch (const DistributedError&) {
-    throw;
+  } catch (const Interrupted&) {
+    throw;  // every rank stops after the same step: an orderly exit
   } catch (const std::exception& e) {
-    world->announce_failure(e.what());
-    throw;
+    if (world->size() == 1) throw;
+    leave_group(*world, e);
   }
 }
 

@@ -66,7 +66,9 @@ class Reader final : public Visitor {
     v = std::move(read);
   }
   void require(std::string_view key) override {
-    if (!problems_.incomplete && !top().node->find(key)) report(top().at, "", fmt::format("missing key '{}'", dotted(key)));
+    if (problems_.incomplete || top().node->find(key)) return;
+    report(top().at, "", fmt::format("missing key '{}'", dotted(key)));
+    bad_.insert(dotted(key));
   }
   void check(bool ok, std::string_view key, std::string_view message) override {
     // A value that could not be read was left at its default: what follows from that is not the user's mistake.
@@ -286,7 +288,8 @@ void read_overrides(std::span<const std::string> overrides, DescribeRoot describ
 std::vector<std::string> top_level_keys(const std::filesystem::path& path) {
   Problems problems;
   std::vector<std::string> keys;
-  for (const Entry& e : load_layers(path, {}, problems)->entries) keys.push_back(e.key);
+  const ValuePtr tree = load_layers(path, {}, problems);  // must outlive the loop
+  for (const Entry& e : tree->entries) keys.push_back(e.key);
   return keys;
 }
 
