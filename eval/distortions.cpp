@@ -56,7 +56,7 @@ Tensor add_noise(const Tensor& images, double sigma, uint64_t seed) {
 Tensor jpeg_round_trip(const Tensor& images, int quality) {
   const auto channels = dims<4>(images)[1] == 1 ? io::Channels::grey : io::Channels::rgb;
   return each_image(images, [&](const Tensor& image) {
-    return io::decode_image(io::encode_jpeg(image, quality), "jpeg round trip", channels);
+    return io::decode_image(io::encode_image(image, ".jpg", quality), "jpeg round trip", channels);
   });
 }
 

@@ -1,1 +1,105 @@
-// seed
+#include "eval/metrics.h"
+
+#include "eval/accuracy.h"
+#include "eval/kernel_distance.h"
+#include "eval/prdc.h"
+#include "src/base/error.h"
+#include "src/tensor/ops.h"
+
+namespace fewstep::eval {
+namespace {
+
+constexpr int64_t kNeighbours = 3;  // Kynkaanniemi et al. 2019
+
+void need_reference(const MetricContext& c, std::string_view metric) {
+  if (!c.judge || !c.reference)
+    fail<ConfigError>("metric {}: set 'judge' to an encoder's run or model folder, and 'data' to real images", metric);
+}
+
+class FrechetMetric : public Metric {
+ public:
+  explicit FrechetMetric(const MetricContext& c)
+      : reference_(*c.reference), name_(metric_name("FD", c.judge->identity())),
+        samples_(reference_.dim() > 512 ? 10 : 20) {}  // groups hold D^2 doubles each
+  void add(const EvalBatch& batch) override { samples_.add(batch.features); }
+  std::map<std::string, Value> result() const override {
+    if (samples_.count() < 2) return {};
+    Value value = frechet_with_interval(reference_, samples_);
+    if (value.n < reference_.dim()) value.note = fmt::format("N = {} below D = {}: dominated by bias", value.n, reference_.dim());
+    return {{name_, value}};
+  }
+
+ private:
+  const FrechetReference& reference_;
+  std::string name_;
+  GroupedStatistics samples_;
+};
+
+// Metrics over pairs of features keep them all: 10,000 x 256 floats are 10 MB.
+class FeatureMetric : public Metric {
+ public:
+  explicit FeatureMetric(const MetricContext& c) : real_(c.reference_features), encoder_(c.judge->identity()) {}
+  void add(const EvalBatch& batch) override { parts_.push_back(batch.features); }
+
+ protected:
+  Tensor samples() const { return at::cat(parts_); }
+  bool empty() const { return parts_.empty(); }
+  Tensor real_;
+  EncoderIdentity encoder_;
+
+ private:
+  std::vector<Tensor> parts_;
+};
+
+class PrdcMetric : public FeatureMetric {
+ public:
+  using FeatureMetric::FeatureMetric;
+  std::map<std::string, Value> result() const override {
+    if (empty()) return {};
+    const Tensor s = samples();
+    // Equal numbers on both sides: the balls' radii, and with them recall, depend on the density of each set.
+    const Tensor r = real_.slice(0, 0, std::min(real_.size(0), s.size(0)));
+    const Prdc p = prdc(r, s, kNeighbours);
+    const std::string k = fmt::format("k={}", kNeighbours);
+    const int64_t n = s.size(0), m = r.size(0);
+    const auto counted = [](double value, int64_t of) {
+      return share(static_cast<int64_t>(std::lround(value * static_cast<double>(of))), of);
+    };
+    return {{metric_name("precision", encoder_, k), counted(p.precision, n)},
+            {metric_name("recall", encoder_, k), counted(p.recall, m)},
+            {metric_name("density", encoder_, k), {.value = p.density, .n = n}},
+            {metric_name("coverage", encoder_, k), counted(p.coverage, m)}};
+  }
+};
+
+class KernelMetric : public FeatureMetric {
+ public:
+  using FeatureMetric::FeatureMetric;
+  std::map<std::string, Value> result() const override {
+    if (empty()) return {};
+    const Tensor s = samples();
+    return {{metric_name("KD", encoder_), {.value = kernel_distance(real_, s), .n = s.size(0)}}};
+  }
+};
+
+template <class M>
+std::unique_ptr<Metric> make(const MetricContext& c) {
+  need_reference(c, "fd, kd or prdc");
+  return std::make_unique<M>(c);
+}
+
+}  // namespace
+
+std::span<const MetricKind> metric_kinds() {
+  static const MetricKind table[] = {
+      {"fd", "Frechet distance to real images in the judge's features", true, make<FrechetMetric>},
+      {"kd", "kernel distance (KID's estimator) in the judge's features", true, make<KernelMetric>},
+      {"prdc", "precision, recall, density, coverage in the judge's features", true, make<PrdcMetric>},
+      {"class_accuracy", "share of images the judge assigns to the caption's class", false, make_class_accuracy},
+      {"attribute_accuracy", "share of named attributes that the pixels show", false, make_attribute_accuracy},
+      {"clip_score", "mean of max(100 cos, 0) between image and caption in the small CLIP", false, make_clip_score},
+  };
+  return table;
+}
+
+}  // namespace fewstep::eval

@@ -8,10 +8,14 @@
 #include <vector>
 
 #include "datasets/dataset.h"
+#include "eval/eval_config.h"
+#include "eval/eval_config.h"
 #include "src/base/error.h"
 #include "src/base/table.h"
 #include "src/config/config.h"
 #include "tools/commands.h"
+#include "tools/experiment_config.h"
+#include "tools/experiment_config.h"
 #include "trainers/loop.h"
 
 namespace fewstep {
@@ -48,6 +52,10 @@ constexpr Root root(std::string_view name, std::string_view key) {
   return {name, key, show<T>, explain_file<T>, explain_defaults<T>};
 }
 constexpr Root kRoots[] = {
+    root<experiment::ExperimentConfig>("experiment", "rows"),
+    root<eval::EvalConfig>("eval", "metrics"),
+    root<eval::EvalConfig>("evaluation", "metrics"),
+    root<experiment::ExperimentConfig>("experiment", "rows"),
     root<RunConfig>("run", ""),
 };
 
@@ -92,8 +100,8 @@ void add_config_command(CLI::App& app) {
   CLI::App* config = app.add_subcommand("config", "Show, check or explain config files");
   config->require_subcommand(1);
   config->footer("Examples:\n"
-                 "  fewstep config show configs/sjd2/tiny.yaml loop.steps=200 > resolved.yaml\n"
-                 "  fewstep config check configs/sjd2/tiny.yaml\n"
+                 "  fewstep config show configs/quickstart/vq.yaml loop.steps=200 > resolved.yaml\n"
+                 "  fewstep config check configs/quickstart/vq.yaml\n"
                  "  fewstep config explain autoregressive");
   struct State {
     std::string path, what;
@@ -118,7 +126,7 @@ void add_config_command(CLI::App& app) {
   });
 
   CLI::App* explain_command = config->add_subcommand("explain", "Every key: type, default, range or choices, meaning");
-  explain_command->add_option("WHAT", state->what, "a config file, or the name of a root (run), trainer or data set");
+  explain_command->add_option("WHAT", state->what, "a config file, or or run, eval, experiment, a trainer's or a data set's name");
   explain_command->callback([state] { fmt::print("{}", explain(state->what)); });
 }
 

@@ -14,12 +14,15 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <system_error>
 #include <typeinfo>
+#include <vector>
 
 #include "src/base/error.h"
 #include "src/base/log.h"
 #include "src/base/progress.h"
 #include "src/base/signals.h"
+#include "src/base/text.h"
 #include "src/base/version.h"
 #include "tools/commands.h"
 
@@ -61,6 +64,8 @@ int report_current_exception() {
     return report(e, trace ? e.what() : first_line(e.what_without_backtrace()) + " (--log debug shows where)", 1);
   } catch (const std::filesystem::filesystem_error& e) {
     return report(e, fmt::format("{}: {}", e.path1().string(), e.code().message()), kData);
+  } catch (const std::system_error& e) {
+    return report(e, e.what(), kData);
   } catch (const std::bad_alloc& e) {
     return report(e, "out of memory: take a smaller batch, or fewer threads and processes", 1);
   } catch (const std::exception& e) {
@@ -71,9 +76,32 @@ int report_current_exception() {
   }
 }
 
+// CLI11 answers a mistyped subcommand with "A subcommand is required": say which word it was instead.
+std::string usage_message(const CLI::App& app, const CLI::ParseError& e, const std::vector<std::string>& arguments) {
+  const CLI::App* command = &app;
+  if (std::string_view(e.what()).find("subcommand") == std::string_view::npos) return e.what();
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    if (arguments[i] == "--log") ++i;  // the one option with a value that stands before a subcommand
+    else if (!arguments[i].starts_with("-")) {
+      std::vector<std::string> known;
+      const CLI::App* chosen = nullptr;
+      for (const CLI::App* sub : command->get_subcommands(nullptr)) {
+        known.push_back(sub->get_name());
+        if (sub->get_name() == arguments[i]) chosen = sub;
+      }
+      if (known.empty()) break;
+      if (!chosen) return fmt::format("unknown subcommand: {}", not_one_of(arguments[i], known));
+      command = chosen;
+    }
+  }
+  return e.what();
+}
+
 void add_commands(CLI::App& app) {
   add_train_command(app);
   add_sample_command(app);
+  add_eval_command(app);
+  add_experiment_command(app);
   add_model_command(app);
   add_config_command(app);
 }
@@ -88,7 +116,7 @@ int run(int argc, char** argv) {
       ->trigger_on_parse();
   app.require_subcommand(1);
   app.footer("Examples:\n"
-             "  fewstep train configs/sjd2/tiny.yaml loop.steps=200\n"
+             "  fewstep train configs/quickstart/vq.yaml loop.steps=200\n"
              "  fewstep config explain\n"
              "`fewstep COMMAND --help` shows a command's arguments.\n"
              "Exit codes: 0 ok, 1 failed check or unexpected error, 2 config or usage, 3 file or data, 4 not a finite number,\n"
@@ -97,15 +125,18 @@ int run(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
-    if (e.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(e);  // --help, --version
-    std::cerr << "fewstep: " << e.what() << "\n";
-    const auto chosen = app.get_subcommands();
-    std::cerr << fmt::format("Run `fewstep {}{}--help` for the arguments.\n", chosen.empty() ? "" : chosen[0]->get_name(),
-                             chosen.empty() ? "" : " ");
-    return kUsage;
+    if (e.get_exit_code() != static_cast<int>(CLI::ExitCodes::Success)) {
+      std::string name = "fewstep";
+      for (const CLI::App* at = &app; !at->get_subcommands().empty(); name += " " + at->get_name()) at = at->get_subcommands()[0];
+      std::cerr << fmt::format("fewstep: {}\nRun `{} --help` for the arguments.\n",
+                               usage_message(app, e, {argv + 1, argv + argc}), name);
+      return kUsage;
+    }
+    app.exit(e);  // --help, --version
+    std::cout.flush();
   }
   // A full disk behind `> file` shows only here.
-  if (std::fflush(stdout) != 0) fail<DataError>("standard output cannot be written: {}", std::strerror(errno));
+  if (std::fflush(stdout) != 0 || !std::cout) fail<DataError>("standard output cannot be written: {}", std::strerror(errno));
   return 0;
 }
 

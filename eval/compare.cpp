@@ -1,0 +1,114 @@
+#include "eval/compare.h"
+
+#include <nlohmann/json.hpp>
+
+#include "eval/frechet.h"
+#include "eval/kernel_distance.h"
+#include "eval/prdc.h"
+#include "src/base/error.h"
+#include "src/base/log.h"
+#include "src/base/progress.h"
+#include "src/base/text.h"
+#include "src/io/image.h"
+#include "src/tensor/ops.h"
+
+namespace fewstep::eval {
+namespace fs = std::filesystem;
+namespace {
+
+CompareSide from_statistics(const fs::path& path, const ImageEncoder& encoder) {
+  std::map<std::string, std::string> metadata;
+  CompareSide side{.path = path.string(), .total = FeatureStatistics::load(path, &metadata), .features = {}};
+  const std::string sha256 = encoder.identity().sha256;
+  if (metadata["encoder_sha256"] != sha256)
+    fail<ConfigError>("{}: made with the encoder weights {}, --encoder has {}; distances need one encoder", path.string(),
+                      metadata["encoder_sha256"].empty() ? "(not recorded)" : metadata["encoder_sha256"].substr(0, 8), sha256.substr(0, 8));
+  return side;
+}
+
+CompareSide from_folder(const fs::path& folder, const ImageEncoder& encoder) {
+  const std::vector<fs::path> files = image_files(folder);
+  if (files.empty()) fail<DataError>("{}: no .png, .jpg, .jpeg or .webp files below this folder", folder.string());
+  CompareSide side{.path = folder.string(), .total = {}, .features = {}};
+  std::vector<Tensor> features, batch;
+  int64_t constant = 0;
+  Progress progress(folder.filename().string(), static_cast<int64_t>(files.size()));
+  const auto flush = [&] {
+    if (batch.empty()) return;
+    features.push_back(encoder.features(at::stack(batch)));
+    side.groups.add(features.back());
+    batch.clear();
+  };
+  for (size_t i = 0; i < files.size(); ++i) {
+    Tensor image = io::read_image(files[i], io::Channels::rgb);
+    constant += image.min().item<int64_t>() == image.max().item<int64_t>();
+    // Images of another size go into a batch of their own; the encoder resizes each in the same way.
+    if (!batch.empty() && (batch[0].sizes() != image.sizes() || batch.size() == 64)) flush();
+    batch.push_back(std::move(image));
+    progress.update(static_cast<int64_t>(i) + 1);
+  }
+  flush();
+  progress.finish();
+  if (constant > 0) log::warn("{}: {} of {} images are one flat colour; they are counted, not dropped", folder.string(), constant, files.size());
+  side.features = at::cat(features);
+  side.total = side.groups.total();
+  return side;
+}
+
+Json value_json(const Value& v) { return {{"value", v.value}, {"ci95", v.ci95}, {"n", v.n}}; }
+
+}  // namespace
+
+std::vector<fs::path> image_files(const fs::path& folder) {
+  std::vector<fs::path> files;
+  for (auto it = fs::recursive_directory_iterator(folder); it != fs::recursive_directory_iterator(); ++it) {
+    if (it->path().filename().string().starts_with('.')) {
+      if (it->is_directory()) it.disable_recursion_pending();
+      continue;
+    }
+    const std::string extension = to_lower(it->path().extension().string());
+    if (it->is_regular_file() && (extension == ".png" || extension == ".jpg" || extension == ".jpeg" || extension == ".webp"))
+      files.push_back(it->path());
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+CompareSide load_side(const fs::path& path, const ImageEncoder& encoder) {
+  if (fs::is_directory(path)) return from_folder(path, encoder);
+  if (!fs::exists(path)) fail<DataError>("{}: no such folder or file", path.string());
+  if (path.extension() == ".safetensors") return from_statistics(path, encoder);
+  fail<DataError>("{}: known are a folder of images and a statistics file (.safetensors, as `fewstep eval CONFIG` leaves it)",
+                  path.string());
+}
+
+Json compare(CompareMetric metric, const CompareSide& a, const CompareSide& b, const ImageEncoder& encoder) {
+  const EncoderIdentity identity = encoder.identity();
+  const int64_t n = a.total.count(), m = b.total.count(), D = a.total.dim();
+  if (n != m) log::warn("{} has {} images, {} has {}: distances carry a bias of about 1/N, compare equal numbers only", a.path, n, b.path, m);
+  if (std::min(n, m) < D) log::warn("fewer images ({}) than features ({}): the covariance is singular and the distance mostly bias", std::min(n, m), D);
+  Json metrics = Json::object();
+  if (metric == CompareMetric::fid) {
+    const FrechetReference reference(a.total);
+    Value v = b.features.defined() ? frechet_with_interval(reference, b.groups) : Value{.value = reference.distance(b.total), .n = m};
+    metrics[metric_name("FD", identity)] = value_json(v);
+  } else {
+    for (const CompareSide* side : {&a, &b})
+      if (!side->features.defined()) fail<ConfigError>("{}: a statistics file has no features; kid and prdc need the images", side->path);
+    if (metric == CompareMetric::kid) {
+      metrics[metric_name("KD", identity)] = value_json({.value = kernel_distance(a.features, b.features), .n = m});
+    } else {
+      const Prdc p = prdc(a.features, b.features);
+      metrics[metric_name("precision", identity, "k=3")] = value_json({.value = p.precision, .n = m});
+      metrics[metric_name("recall", identity, "k=3")] = value_json({.value = p.recall, .n = n});
+      metrics[metric_name("density", identity, "k=3")] = value_json({.value = p.density, .n = m});
+      metrics[metric_name("coverage", identity, "k=3")] = value_json({.value = p.coverage, .n = n});
+    }
+  }
+  return {{"metrics", metrics},
+          {"encoder", {{"name", identity.name}, {"sha256", identity.sha256}, {"dim", D}}},
+          {"a", {{"path", a.path}, {"n", n}}},
+          {"b", {{"path", b.path}, {"n", m}}}};
+}
+
+}  // namespace fewstep::eval

@@ -1,0 +1,30 @@
+// Two sets of images against each other, without a config: `fewstep eval fid|kid|prdc A B`.
+#pragma once
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "eval/encoder.h"
+#include "eval/statistics.h"
+#include "src/base/json.h"
+
+namespace fewstep::eval {
+
+// One side: a folder of images (recursive, PNG/JPEG/WebP), or a statistics file (.safetensors) of the same encoder.
+struct CompareSide {
+  std::string path;
+  GroupedStatistics groups{20};
+  FeatureStatistics total;
+  Tensor features;  // float [N, D]; undefined for a statistics file
+};
+// ConfigError when a statistics file was made with other weights; DataError for unreadable images and empty folders.
+CompareSide load_side(const std::filesystem::path& path, const ImageEncoder& encoder);
+
+enum class CompareMetric { fid, kid, prdc };
+// {"metrics": {name: {value, ci95, n}}, "encoder": {...}, "a": {path, n}, "b": {path, n}}. A is the real side.
+Json compare(CompareMetric metric, const CompareSide& a, const CompareSide& b, const ImageEncoder& encoder);
+
+// Image files below `folder`, sorted by relative path, hidden ones left out.
+std::vector<std::filesystem::path> image_files(const std::filesystem::path& folder);
+
+}  // namespace fewstep::eval

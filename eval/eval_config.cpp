@@ -1,0 +1,85 @@
+#include "eval/eval_config.h"
+
+#include <algorithm>
+
+#include "eval/metrics.h"
+#include "src/base/table.h"
+#include "src/tensor/ops.h"
+
+namespace fewstep::eval {
+namespace {
+
+// Names of a list that must be in a table: every unknown one is reported with the known ones.
+template <class Entry>
+void check_names(config::Visitor& v, std::string_view key, const std::vector<std::string>& given, std::span<const Entry> table) {
+  const std::vector<std::string> known = names_of(table);
+  for (const std::string& name : given)
+    v.check(std::find(known.begin(), known.end(), name) != known.end(), key, not_one_of(name, known));
+}
+
+bool has(const std::vector<std::string>& list, std::string_view name) {
+  return std::find(list.begin(), list.end(), name) != list.end();
+}
+
+}  // namespace
+
+std::span<const ImageSetKind> image_set_kinds() {
+  static constexpr ImageSetKind table[] = {
+      {"real", "real test images", true},
+      {"reconstructions", "reconstructions", true},
+      {"samples", "samples", true},
+      {"compositional", "samples, held-out combinations", false},
+      {"gaussian", "class-conditional pixel Gaussian", true},
+      {"independent_tokens", "independent tokens", true},
+      {"half_resolution", "real, half resolution and back", true},
+  };
+  return table;
+}
+
+void describe(config::Visitor& v, LatencyConfig& c) {
+  v.field("runs", c.runs, "timed calls of the whole pipeline; 0: none", config::kNonNegative);
+  v.field("warmup", c.warmup, "calls before them", config::kNonNegative);
+  v.field("batch_size", c.batch_size, "images a call", config::kAtLeastOne);
+}
+
+void describe(config::Visitor& v, EvalConfig& c) {
+  static constexpr config::Choice kDevices[] = {{"auto", 0}, {"cpu", 1}, {"cuda", 2}};
+  v.require("name");
+  v.field("name", c.name, "name of the evaluation");
+  v.field("out", c.out, "folder for results.json and report.html; empty: runs/<name>");
+  v.field("seed", c.seed, "seed of every random draw", config::kNonNegative);
+  v.field("threads", c.threads, "CPU threads; 0: all cores", config::kNonNegative);
+  v.field("device", c.device, "where tensors live; auto: CUDA when this binary and machine have it", kDevices);
+  v.field("model", c.model, "run or model folder that makes the samples");
+  v.field("images", c.images, "or a folder of finished images with metadata.jsonl, as `fewstep sample` leaves it");
+  v.field("tokenizer", c.tokenizer, "run or model folder with the VQ model of the reconstructions; empty: the model's own");
+  v.require("data");
+  v.field("data", c.data, "real images: the test split is the reference, and the source of captions", dataset_kinds());
+  v.field("judge", c.judge, "run or model folder of the encoder that distances, recall and class accuracy are measured with");
+  v.field("judge_name", c.judge_name, "its name in metric names");
+  v.field("clip", c.clip, "run or model folder of the contrastive model of CLIPScore");
+  v.field("clip_name", c.clip_name, "its name in metric names");
+  v.field("num_samples", c.num_samples, "N of every set that is compared", config::Range{2.0});
+  v.field("reference_samples", c.reference_samples, "real images distances are taken to; never among the sets", config::Range{2.0});
+  v.field("compositional_samples", c.compositional_samples, "N of the held-out combinations", config::kAtLeastOne);
+  v.field("sets", c.sets, "what is measured: real, reconstructions, samples, compositional, gaussian, independent_tokens, half_resolution");
+  check_names(v, "sets", c.sets, image_set_kinds());
+  v.require("metrics");
+  v.field("metrics", c.metrics, "what is measured on each: fd, kd, prdc, class_accuracy, attribute_accuracy, clip_score");
+  check_names(v, "metrics", c.metrics, metric_kinds());
+  v.field("prompts_file", c.prompts_file, "text file, one prompt a line; empty: captions of the test split");
+  v.field("generate", c.generate, "guidance, temperature, ...: as on the command line of `fewstep sample`");
+  v.field("latency", c.latency, "latency of the pipeline");
+  v.field("qualify", c.qualify, "test first whether the judge is fit for Frechet distance");
+  v.field("qualified_by", c.qualified_by, "results.json of a run that qualified the same weights");
+  v.field("report", c.report, "write report.html");
+  v.field("title", c.title, "of the report; empty: the name");
+  v.field("report_prompts", c.report_prompts, "prompts shown with eight samples each", config::kNonNegative);
+  v.field("training_runs", c.training_runs, "run folders whose loss curves the report shows");
+  v.check(c.model.empty() || c.images.empty(), "images", "give either 'model' or 'images', not both");
+  v.check(!has(c.sets, "samples") || !c.model.empty() || !c.images.empty(), "sets", "'samples' needs 'model' or 'images'");
+  v.check(!has(c.sets, "compositional") || !c.model.empty(), "sets", "'compositional' needs 'model'");
+  v.check(!c.qualify || !c.judge.empty(), "qualify", "needs 'judge'");
+}
+
+}  // namespace fewstep::eval

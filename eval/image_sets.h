@@ -1,0 +1,57 @@
+// The image sets an evaluation compares: real ones, what a model makes, and controls of known quality.
+#pragma once
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "eval/eval_config.h"
+#include "src/models/vq_model.h"
+#include "src/tensor/tensor.h"
+
+namespace fewstep::eval {
+
+struct ImageSet {
+  std::string label;
+  Tensor images;                      // uint8 [N, C, H, W]
+  std::vector<std::string> captions;  // N
+  Tensor labels;                      // int64 [N], -1 unknown
+  int64_t steps = 0, nfe = 0, tokens = 0;  // per image; 0: not made by a model
+};
+
+// Makes each set once. The test split is permuted by the seed: the first `reference_samples` are the reference, the next
+// `num_samples` the real set, whose captions every other set shares. So set X's image i and real image i match.
+class ImageSets {
+ public:
+  ImageSets(const EvalConfig& config, const Dataset& test, at::Device device);
+  const ImageSet& reference() const { return reference_; }
+  const ImageSet& get(const std::string& name);  // a name of image_set_kinds()
+  pipelines::Pipeline& pipeline();               // ConfigError without `model`
+  // `count` samples of each prompt, prompt by prompt, from indices no set uses.
+  Tensor sample_prompts(const std::vector<std::string>& prompts, int64_t count);
+
+ private:
+  ImageSet make(const std::string& name);
+  ImageSet generate(const std::vector<std::string>& prompts, Tensor labels, int64_t first_index, const std::string& label);
+  ImageSet from_folder() const;
+  ImageSet like_real(Tensor images) const;  // with the captions and labels of the real set
+  Tensor reconstruct(const Tensor& images);
+  Tensor train_tokens();
+  const ImageSet& training_images();
+  const models::VQModel& tokenizer();
+
+  const EvalConfig& config_;
+  const Dataset& test_;
+  at::Device device_;
+  ImageSet reference_, real_, training_;
+  std::map<std::string, ImageSet> made_;
+  std::unique_ptr<pipelines::Pipeline> pipeline_;
+  std::unique_ptr<nn::Module> tokenizer_;
+};
+
+// Images, captions and labels of these samples.
+ImageSet load_images(const Dataset& dataset, const std::vector<int64_t>& indices, uint64_t seed);
+// Labels the captions name (data sets with parsable captions), else -1.
+Tensor labels_of(const std::vector<std::string>& captions);
+
+}  // namespace fewstep::eval

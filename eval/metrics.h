@@ -1,0 +1,31 @@
+// The table of metrics: `metrics: [fd, prdc, ...]` in an eval config. Adding one: a function and a line in metrics.cpp.
+#pragma once
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "datasets/fashion_attributes.h"
+#include "eval/encoder.h"
+#include "eval/frechet.h"
+#include "eval/metric.h"
+
+namespace fewstep::eval {
+
+// What metrics compare with. Pointers are null when the config gives nothing of the kind; factories say what is missing.
+struct MetricContext {
+  const ImageEncoder* judge = nullptr;
+  const TextImageEncoder* clip = nullptr;
+  const FrechetReference* reference = nullptr;        // of the real reference images' features
+  Tensor reference_features = {};                     // float [R, D]
+  const AttributeThresholds* thresholds = nullptr;    // of data sets with measured captions
+};
+
+struct MetricKind {
+  std::string_view name;
+  std::string_view meaning;
+  bool distribution;  // compares a whole set with real images: meaningless for a set of special prompts
+  std::unique_ptr<Metric> (*make)(const MetricContext& context);  // ConfigError naming the missing key
+};
+std::span<const MetricKind> metric_kinds();
+
+}  // namespace fewstep::eval

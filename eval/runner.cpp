@@ -1,0 +1,252 @@
+#include "eval/runner.h"
+
+#include <ATen/Parallel.h>
+
+#include <chrono>
+#include <thread>
+
+#include "datasets/fashion_mnist.h"
+#include "eval/eval_report.h"
+#include "src/base/error.h"
+#include "src/base/files.h"
+#include "src/base/hash.h"
+#include "src/base/log.h"
+#include "src/base/progress.h"
+#include "src/base/table.h"
+#include "src/config/config.h"
+#include "src/tensor/modes.h"
+#include "src/tensor/ops.h"
+
+namespace fewstep::eval {
+namespace fs = std::filesystem;
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// Everything the metrics need, loaded once.
+struct Judges {
+  std::unique_ptr<ImageEncoder> judge;
+  std::unique_ptr<TextImageEncoder> clip;
+  std::unique_ptr<FrechetReference> reference;
+  MetricContext context;
+};
+
+// `reference_statistics.safetensors` is saved beside the results, for `fewstep eval fid` against the same real images.
+Judges load_judges(const EvalConfig& c, const Dataset& test, const ImageSet& reference, at::Device device) {
+  Judges j;
+  if (!c.judge.empty()) {
+    j.judge = load_image_encoder(c.judge, c.judge_name, device);
+    j.context.judge = j.judge.get();
+    j.context.reference_features = batched_features([&](const Tensor& x) { return j.judge->features(x); }, reference.images);
+    FeatureStatistics statistics;
+    statistics.add(j.context.reference_features);
+    statistics.save(output_folder(c) / "reference_statistics.safetensors",
+                    {{"encoder", c.judge_name}, {"encoder_sha256", j.judge->identity().sha256}, {"data_sha256", test.fingerprint()}});
+    j.reference = std::make_unique<FrechetReference>(statistics);
+    j.context.reference = j.reference.get();
+  }
+  if (!c.clip.empty()) j.clip = load_text_image_encoder(c.clip, c.clip_name, device);
+  j.context.clip = j.clip.get();
+  if (const auto* fashion = dynamic_cast<const FashionMnist*>(&test)) j.context.thresholds = &fashion->thresholds();
+  return j;
+}
+
+Qualification run_qualification(ImageSets& sets, const ImageEncoder& judge, int64_t seed) {
+  const QualificationSets q{.reference = sets.reference().images,
+                            .real = sets.get("real").images,
+                            .reconstructions = sets.get("reconstructions").images,
+                            .gaussian = sets.get("gaussian").images,
+                            .independent = sets.get("independent_tokens").images};
+  return qualify(metric_name("FD", judge.identity()), [&](const Tensor& x) { return judge.features(x); }, q,
+                 static_cast<uint64_t>(seed));
+}
+
+// Of an earlier run, accepted only for the same weights.
+Qualification earlier_qualification(const EvalConfig& c, const EncoderIdentity& judge) {
+  const Results results = load_results(c.qualified_by);
+  const std::string name = metric_name("FD", judge);
+  if (!results.qualification) fail<ConfigError>("qualified_by: {} has no qualification; run that evaluation with qualify: true", c.qualified_by);
+  if (results.qualification->encoder != name)
+    fail<ConfigError>("qualified_by: {} qualified {}, this evaluation uses {}", c.qualified_by, results.qualification->encoder, name);
+  return *results.qualification;
+}
+
+Facts provenance_of(EvalConfig& c, const Dataset& test, const Judges& j) {
+  Facts facts = collect_provenance();
+  facts.emplace_back("config sha256", sha256_hex(config::to_yaml(c)));
+  facts.emplace_back("seed", std::to_string(c.seed));
+  facts.emplace_back("data", test.description());
+  facts.emplace_back("data sha256", test.fingerprint());
+  if (!c.model.empty()) {
+    facts.emplace_back("model", c.model);
+    const fs::path model = pipelines::find_model(c.model);
+    std::vector<fs::path> components;
+    for (const auto& entry : fs::directory_iterator(model))
+      if (entry.is_directory()) components.push_back(entry.path());
+    std::sort(components.begin(), components.end());
+    for (const fs::path& component : components)
+      for (const auto& file : fs::directory_iterator(component))
+        if (file.path().extension() == ".safetensors")
+          facts.emplace_back(component.filename().string() + " sha256", sha256_file(file.path().string()));
+  }
+  if (!c.images.empty()) facts.emplace_back("images", c.images);
+  if (j.judge) facts.emplace_back(c.judge_name + " sha256", j.judge->identity().sha256);
+  if (j.clip) facts.emplace_back(c.clip_name + " sha256", j.clip->identity().sha256);
+  facts.emplace_back("guidance", fmt::format("{}", c.generate.guidance));
+  facts.emplace_back("temperature, top-k, top-p",
+                     fmt::format("{}, {}, {}", c.generate.temperature, c.generate.top_k, c.generate.top_p));
+  return facts;
+}
+
+ResultRow row_of(const ImageSet& set, const EvalConfig& c) {
+  ResultRow row{.label = set.label, .metrics = {}};
+  row.steps = set.steps, row.nfe = set.nfe, row.seeds = {c.seed};
+  if (set.tokens > 0 && set.steps > 0) row.step_compression = static_cast<double>(set.tokens) / static_cast<double>(set.steps);
+  return row;
+}
+
+bool follows_distribution(const std::string& set, const EvalConfig& c) {
+  // Prompts of a file need not follow the data: their distance to it would measure the prompts.
+  if (set == "samples" && !c.prompts_file.empty()) return false;
+  return find_entry(image_set_kinds(), set, "image set").distribution;
+}
+
+}  // namespace
+
+fs::path output_folder(const EvalConfig& c) { return c.out.empty() ? fs::path("runs") / c.name : fs::path(c.out); }
+
+std::map<std::string, Value> measure(const ImageSet& set, bool distribution, const std::vector<std::string>& names,
+                                     const MetricContext& context) {
+  const NoGrad no_grad;
+  std::vector<std::unique_ptr<Metric>> metrics;
+  for (const std::string& name : names) {
+    const MetricKind& kind = find_entry(metric_kinds(), name, "metric");
+    if (distribution || !kind.distribution) metrics.push_back(kind.make(context));
+  }
+  const int64_t N = set.images.size(0);
+  for (int64_t i = 0; i < N; i += 250) {
+    const int64_t end = std::min<int64_t>(i + 250, N);
+    EvalBatch batch{.images = set.images.slice(0, i, end), .captions = {set.captions.begin() + i, set.captions.begin() + end},
+                    .labels = set.labels.defined() ? set.labels.slice(0, i, end) : Tensor(), .features = {}, .logits = {}};
+    if (context.judge) {
+      Encoded encoded = context.judge->encode(batch.images);
+      batch.features = encoded.features, batch.logits = encoded.logits;
+    }
+    for (const auto& metric : metrics) metric->add(batch);
+  }
+  std::map<std::string, Value> values;
+  for (const auto& metric : metrics) values.merge(metric->result());
+  return values;
+}
+
+void attach_floors(std::vector<ResultRow>& rows, const ResultRow& real) {
+  for (ResultRow& row : rows)
+    for (auto& [name, value] : row.metrics) {
+      const bool of_sets = name.starts_with("FD") || name.starts_with("KD") || name.starts_with("FID") || name.starts_with("KID") ||
+                           name.starts_with("precision") || name.starts_with("recall") || name.starts_with("density") ||
+                           name.starts_with("coverage");
+      const auto it = real.metrics.find(name);
+      if (of_sets && it != real.metrics.end() && it->second.n == value.n) value.floor = it->second.value;
+    }
+}
+
+void mark_unqualified(std::vector<ResultRow>& rows, const EncoderIdentity& judge) {
+  const std::string tag = fmt::format("[{}@{}", judge.name, judge.sha256.substr(0, 8));
+  for (ResultRow& row : rows)
+    for (auto& [name, value] : row.metrics)
+      if (name.find(tag) != std::string::npos && !name.starts_with("class_accuracy")) value.note = "encoder not qualified";
+}
+
+double percentile(std::vector<double> values, double p) {
+  FEW_CHECK(!values.empty(), "percentile of nothing");
+  std::sort(values.begin(), values.end());
+  const auto rank = static_cast<int64_t>(std::ceil(p * static_cast<double>(values.size())));
+  return values[static_cast<size_t>(std::clamp<int64_t>(rank - 1, 0, static_cast<int64_t>(values.size()) - 1))];
+}
+
+Latency measure_latency(pipelines::Pipeline& pipeline, const std::vector<std::string>& prompts, const EvalConfig& c) {
+  const LatencyConfig& l = c.latency;
+  pipelines::GenerateOptions options = c.generate;
+  options.batch_size = l.batch_size;
+  std::vector<double> seconds;
+  Progress progress("latency", l.warmup + l.runs);
+  for (int64_t run = 0; run < l.warmup + l.runs; ++run) {
+    std::vector<std::string> batch;
+    for (int64_t i = 0; i < l.batch_size; ++i)
+      batch.push_back(prompts[static_cast<size_t>(run * l.batch_size + i) % prompts.size()]);
+    const auto start = Clock::now();
+    pipeline.generate(batch, static_cast<uint64_t>(c.seed), run * l.batch_size, options);
+    if (run >= l.warmup) seconds.push_back(seconds_since(start));
+    progress.update(run + 1);
+  }
+  progress.finish();
+  return {.p50 = percentile(seconds, 0.5), .p95 = percentile(seconds, 0.95), .batch = l.batch_size, .runs = l.runs, .warmup = l.warmup};
+}
+
+Results run_evaluation(EvalConfig& c, at::Device device) {
+  if (c.threads > 0) at::set_num_threads(static_cast<int>(c.threads));
+  const fs::path out = output_folder(c);
+  make_directories(out);
+  std::vector<std::pair<std::string, double>> timing;
+  auto start = Clock::now();
+  const auto lap = [&](const std::string& part) {
+    timing.emplace_back(part, seconds_since(start));
+    start = Clock::now();
+  };
+  const auto test = c.data->build(Split::test);
+  ImageSets sets(c, *test, device);
+  const Judges judges = load_judges(c, *test, sets.reference(), device);
+  lap("data and reference");
+
+  Results results;
+  results.name = c.name;
+  if (c.qualify) results.qualification = run_qualification(sets, *judges.judge, c.seed);
+  else if (!c.qualified_by.empty() && judges.judge) results.qualification = earlier_qualification(c, judges.judge->identity());
+  if (c.qualify) log::info("encoder qualification\n{}", format_qualification(*results.qualification)), lap("qualification");
+
+  for (const std::string& name : c.sets) {
+    const ImageSet& set = sets.get(name);
+    lap("making: " + set.label);
+    ResultRow row = row_of(set, c);
+    row.metrics = measure(set, follows_distribution(name, c), c.metrics, judges.context);
+    if (name == "samples" && c.latency.runs > 0 && !c.model.empty()) row.latency = measure_latency(sets.pipeline(), set.captions, c);
+    results.rows.push_back(std::move(row));
+    lap("measuring: " + set.label);
+  }
+  const auto real = std::find(c.sets.begin(), c.sets.end(), "real");
+  if (real != c.sets.end()) attach_floors(results.rows, ResultRow(results.rows[static_cast<size_t>(real - c.sets.begin())]));
+  if (judges.judge && !(results.qualification && results.qualification->passed))
+    mark_unqualified(results.rows, judges.judge->identity());
+
+  results.protocol = fmt::format("{}; N = {} a set against {} disjoint real images; prompts: {}; seed {}", test->description(),
+                                 c.num_samples, c.reference_samples,
+                                 c.prompts_file.empty() ? "captions of the test split" : c.prompts_file, c.seed);
+  if (judges.judge) results.encoders.push_back(judges.judge->identity());
+  if (judges.clip) results.encoders.push_back(judges.clip->identity());
+  results.provenance = provenance_of(c, *test, judges);
+  save_results(out / "results.json", results);
+  if (c.report) write_report(out / "report.html", make_eval_report(c, results, sets, *test, timing));
+  return results;
+}
+
+std::string results_table(const Results& results) {
+  const std::vector<std::string> names = metric_names(results.rows);
+  std::string out = "| images |";
+  for (const std::string& name : names) out += fmt::format(" {} |", name);
+  out += "\n|---|";
+  for (size_t i = 0; i < names.size(); ++i) out += "---|";
+  out += "\n";
+  for (const ResultRow& row : results.rows) {
+    out += fmt::format("| {} |", row.label);
+    for (const std::string& name : names) {
+      const auto it = row.metrics.find(name);
+      out += it == row.metrics.end() ? " - |"
+                                     : fmt::format(" {}{} |", format_value(it->second), it->second.note.empty() ? "" : " (" + it->second.note + ")");
+    }
+    out += "\n";
+  }
+  return out;
+}
+
+}  // namespace fewstep::eval

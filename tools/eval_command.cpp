@@ -1,0 +1,88 @@
+// fewstep eval CONFIG [key=value ...]  |  fewstep eval fid|kid|prdc A B --encoder DIR
+#include <CLI/CLI.hpp>
+
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "eval/compare.h"
+#include "eval/runner.h"
+#include "src/base/error.h"
+#include "src/base/log.h"
+#include "src/config/config.h"
+#include "src/dist/world.h"
+#include "tools/commands.h"
+
+namespace fewstep {
+namespace {
+
+struct EvalArguments {
+  std::string config, a, b, encoder;
+  std::vector<std::string> overrides;
+  bool json = false;
+};
+
+at::Device single_device(dist::DeviceKind kind) {
+  const auto world = dist::World::from_environment({.device = kind});
+  if (world->size() > 1) fail<ConfigError>("eval runs in one process, not under torchrun or srun with {}", world->size());
+  return world->device();
+}
+
+void evaluate(const EvalArguments& a) {
+  if (a.config.empty()) fail<ConfigError>("fewstep eval: give a config file, or one of fid, kid, prdc with two image sets");
+  auto config = config::load<eval::EvalConfig>(a.config, a.overrides);
+  const eval::Results results = eval::run_evaluation(config, single_device(config.device));
+  fmt::print("{}\n{}", results.protocol, eval::results_table(results));
+  if (results.qualification && !results.qualification->passed)
+    log::warn("the encoder is not qualified for Frechet distance: {}", results.qualification->reasons.front());
+  log::info("results in {}{}", (eval::output_folder(config) / "results.json").string(), config.report ? " and report.html" : "");
+}
+
+void compare_sets(const EvalArguments& a, eval::CompareMetric metric) {
+  if (a.encoder.empty())
+    fail<ConfigError>("--encoder DIR is needed: the run or model folder of a classifier_encoder or contrastive training "
+                      "(the Inception and CLIP networks of the published metrics cannot be loaded yet)");
+  const auto encoder = eval::load_image_encoder(a.encoder, "encoder", single_device(dist::DeviceKind::automatic));
+  const Json result = eval::compare(metric, eval::load_side(a.a, *encoder), eval::load_side(a.b, *encoder), *encoder);
+  if (a.json) {
+    fmt::print("{}\n", result.dump(2));
+    return;
+  }
+  for (const auto& [name, value] : result["metrics"].items())
+    fmt::print("{}\t{}\n", name,
+               eval::format_value({.value = value["value"].get<double>(), .ci95 = value["ci95"].get<double>(), .n = value["n"].get<int64_t>()}));
+}
+
+}  // namespace
+
+void add_eval_command(CLI::App& app) {
+  auto* command = app.add_subcommand("eval", "measure a model, or compare two sets of images");
+  auto a = std::make_shared<EvalArguments>();
+  command->add_option("config", a->config, "YAML file of the evaluation (its key `metrics:` lists what is measured)");
+  command->add_option("overrides", a->overrides, "key.path=value, over the file");
+  const std::pair<const char*, eval::CompareMetric> pairs[] = {
+      {"fid", eval::CompareMetric::fid}, {"kid", eval::CompareMetric::kid}, {"prdc", eval::CompareMetric::prdc}};
+  const char* meaning[] = {"Frechet distance between two sets", "kernel distance between two sets",
+                           "precision, recall, density, coverage"};
+  std::vector<CLI::App*> compared;
+  for (size_t i = 0; i < std::size(pairs); ++i) {
+    auto* sub = command->add_subcommand(pairs[i].first, meaning[i]);
+    sub->add_option("A", a->a, "real images: a folder, or a statistics file (.safetensors)")->required();
+    sub->add_option("B", a->b, "the images to judge: the same")->required();
+    sub->add_option("--encoder", a->encoder, "run or model folder of the encoder");
+    sub->add_flag("--json", a->json, "print JSON");
+    sub->callback([a, metric = pairs[i].second] { compare_sets(*a, metric); });
+    compared.push_back(sub);
+  }
+  command->footer("Examples:\n"
+                  "  fewstep eval configs/eval/quickstart.yaml num_samples=500\n"
+                  "  fewstep eval fid real/ samples/ --encoder runs/judge\n"
+                  "Numbers are named by the encoder and the hash of its weights: FD[judge@1a2b3c4d]. \"FID\" and \"CLIP-Score\" are\n"
+                  "printed only for the published networks' weights.");
+  command->callback([a, compared] {
+    for (const CLI::App* sub : compared)
+      if (sub->parsed()) return;
+    evaluate(*a);
+  });
+}
+
+}  // namespace fewstep

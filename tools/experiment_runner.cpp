@@ -1,0 +1,338 @@
+#include "tools/experiment_runner.h"
+
+#include <fmt/ranges.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "eval/eval_config.h"
+#include "eval/frechet.h"
+#include "src/base/error.h"
+#include "src/base/files.h"
+#include "src/base/hash.h"
+#include "src/base/json.h"
+#include "src/base/log.h"
+#include "src/base/signals.h"
+#include "src/base/text.h"
+#include "src/config/config.h"
+#include "src/models/model.h"
+#include "src/tensor/ops.h"
+#include "trainers/loop.h"
+
+extern char** environ;
+
+namespace fewstep::experiment {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr int kInterrupted = 130;
+
+// What a job does, as text: equal text, equal result. Trainings and evaluations by their resolved config, so that a changed
+// base file counts and a comment does not. `before`: of the job ahead in the chain.
+std::string fingerprint(const PlannedJob& job, const PlannedRun& run, const std::string& before) {
+  std::string text = before + "\n" + job.command + "\n" + job.target + "\n" + job.folder.string();
+  std::vector<std::string> overrides = job.overrides;
+  if (run.seeded && (job.command == "train" || job.command == "eval")) overrides.push_back(fmt::format("seed={}", run.seed));
+  if (job.command == "train") {
+    auto c = config::load<RunConfig>(job.target, overrides);
+    text += config::to_yaml(c);
+  } else if (job.command == "eval") {
+    auto c = config::load<eval::EvalConfig>(job.target, overrides);
+    text += config::to_yaml(c);
+  } else {
+    for (const std::string& o : overrides) text += o + "\n";
+    if (fs::is_regular_file(job.target)) text += read_text(job.target);
+    if (run.seeded) text += std::to_string(run.seed);
+  }
+  for (const std::string& a : job.args) text += a + "\n";
+  return sha256_hex(text);
+}
+
+// The record of a row's jobs, beside their folders.
+class Record {
+ public:
+  explicit Record(const fs::path& folder) : path_(folder / "jobs.json") {
+    if (fs::exists(path_)) jobs_ = read_json(path_);
+    if (!jobs_.is_object()) jobs_ = Json::object();
+  }
+  bool done(const std::string& job, const std::string& print) const {
+    return same(job, print) && jobs_[job].value("exit_code", -1) == 0;
+  }
+  bool succeeded(const std::string& job) const { return jobs_.contains(job) && jobs_[job].value("exit_code", -1) == 0; }
+  bool known(const std::string& job) const { return jobs_.contains(job); }
+  bool same(const std::string& job, const std::string& print) const {
+    return jobs_.contains(job) && jobs_[job].value("fingerprint", "") == print;
+  }
+  double seconds(const std::string& job) const { return jobs_.contains(job) ? jobs_[job].value("seconds", 0.0) : 0.0; }
+  void start(const std::string& job, const std::string& print, const std::vector<std::string>& arguments) {
+    const double before = same(job, print) ? seconds(job) : 0;  // an interrupted job's time counts as well
+    jobs_[job] = {{"fingerprint", print}, {"arguments", arguments}, {"seconds", before}};
+    save();
+  }
+  void finish(const std::string& job, int code, double more_seconds) {
+    jobs_[job]["exit_code"] = code;
+    jobs_[job]["seconds"] = seconds(job) + more_seconds;
+    save();
+  }
+
+ private:
+  void save() {
+    make_directories(path_.parent_path());
+    write_json(path_, jobs_);
+  }
+  fs::path path_;
+  Json jobs_ = Json::object();
+};
+
+void move_aside(const fs::path& folder) {
+  fs::path old = folder;
+  for (int i = 1; fs::exists(old); ++i) old = fmt::format("{}.old-{}", folder.string(), i);
+  fs::rename(folder, old);
+  log::info("{}: made by an older version of its job, now {}", folder.string(), old.filename().string());
+}
+
+struct ChainResult {
+  bool ok = true;
+  std::string detail = {};
+  std::string fingerprint = {};
+  double seconds = 0;
+};
+
+ChainResult run_chain(const PlannedRun& run, const std::string& label, const std::string& before, const fs::path& program) {
+  ChainResult result{.fingerprint = before};
+  Record record(run.folder);
+  for (const PlannedJob& job : run.jobs) {
+    result.fingerprint = fingerprint(job, run, result.fingerprint);
+    if (record.done(job.name, result.fingerprint)) {
+      log::info("{} / {}: finished before, skipped", label, job.name);
+      result.seconds += record.seconds(job.name);
+      continue;
+    }
+    if (record.known(job.name) && !record.same(job.name, result.fingerprint) && fs::exists(job.folder)) move_aside(job.folder);
+    const std::vector<std::string> arguments = job_arguments(job, run);
+    log::info("{} / {}: fewstep {}", label, job.name, fmt::format("{}", fmt::join(arguments, " ")));
+    record.start(job.name, result.fingerprint, arguments);
+    const auto start = std::chrono::steady_clock::now();
+    const int code = run_process(program, arguments);
+    record.finish(job.name, code, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    result.seconds += record.seconds(job.name);
+    if (code == kInterrupted || signals::stop_requested())
+      throw Interrupted(fmt::format("experiment stopped in {} / {}; the same command continues there", label, job.name));
+    if (code != 0) {
+      result.ok = false;
+      result.detail = fmt::format("job '{}' ended with exit code {}", job.name, code);
+      return result;
+    }
+  }
+  return result;
+}
+
+// The measured row of the last eval job; nullopt when the chain has none.
+std::optional<eval::ResultRow> measured_row(const PlannedRun& run, const std::string& measured) {
+  for (auto job = run.jobs.rbegin(); job != run.jobs.rend(); ++job) {
+    if (job->command != "eval") continue;
+    const fs::path path = job->folder / "results.json";
+    const eval::Results results = eval::load_results(path);
+    for (const eval::ResultRow& row : results.rows)
+      if (row.label == measured) return row;
+    std::vector<std::string> labels;
+    for (const eval::ResultRow& row : results.rows) labels.push_back(row.label);
+    fail<DataError>("{}: no row for 'measured': {}", path.string(), not_one_of(measured, labels));
+  }
+  return std::nullopt;
+}
+
+RowOutcome run_row(const ExperimentConfig& c, const PlannedRow& row, const std::string& shared, const RunOptions& options) {
+  RowOutcome outcome{.label = row.label, .scale = row.scale, .point = row.point};
+  outcome.status = Status::done;
+  std::vector<eval::ResultRow> measured;
+  for (const PlannedRun& run : row.runs) {
+    const std::string label = run.seeded ? fmt::format("{} (seed {})", row.label, run.seed) : row.label;
+    const ChainResult chain = run_chain(run, label, shared, options.program);
+    outcome.seconds += chain.seconds;
+    if (!chain.ok) {
+      outcome.status = Status::failed;
+      outcome.detail = run.seeded ? fmt::format("seed {}: {}", run.seed, chain.detail) : chain.detail;
+      log::error("{}: {}; the other rows go on", row.label, outcome.detail);
+      continue;
+    }
+    if (auto one = measured_row(run, c.measured)) measured.push_back(std::move(*one));
+  }
+  if (!measured.empty()) outcome.result = mean_over_seeds(row.label, measured);
+  return outcome;
+}
+
+// A row that was not asked for now but finished earlier keeps its place in the table.
+RowOutcome earlier_outcome(const ExperimentConfig& c, const PlannedRow& row) {
+  RowOutcome outcome{.label = row.label, .scale = row.scale, .point = row.point};
+  std::vector<eval::ResultRow> measured;
+  for (const PlannedRun& run : row.runs) {
+    const Record record(run.folder);
+    for (const PlannedJob& job : run.jobs) {
+      if (!record.succeeded(job.name)) return outcome;
+      outcome.seconds += record.seconds(job.name);
+    }
+    if (auto one = measured_row(run, c.measured)) measured.push_back(std::move(*one));
+  }
+  if (!measured.empty()) outcome.result = mean_over_seeds(row.label, measured);
+  outcome.status = Status::done;
+  return outcome;
+}
+
+bool chosen(const PlannedRow& row, const RunOptions& options) {
+  return options.only.empty() || row.label == options.only || row.label.starts_with(options.only + ", ");
+}
+
+}  // namespace
+
+std::string_view status_name(Status status) {
+  static constexpr std::string_view names[] = {"done", "failed", "waiting", "not runnable yet"};
+  return names[static_cast<int>(status)];
+}
+
+bool Outcome::all_done() const {
+  return std::none_of(rows.begin(), rows.end(), [](const RowOutcome& r) { return r.status == Status::failed; });
+}
+
+std::vector<std::string> job_arguments(const PlannedJob& job, const PlannedRun& run) {
+  std::vector<std::string> arguments = split(job.command, ' ');
+  if (!job.target.empty()) arguments.push_back(job.target);
+  arguments.insert(arguments.end(), job.overrides.begin(), job.overrides.end());
+  const std::string seed = fmt::format("seed={}", run.seed);
+  if (job.command == "train") {
+    if (run.seeded) arguments.push_back(seed);
+    arguments.insert(arguments.end(), {"--run-dir", job.folder.string()});
+    if (fs::exists(job.folder / "checkpoints")) arguments.push_back("--resume");
+  } else if (job.command == "eval") {
+    if (run.seeded) arguments.push_back(seed);
+    arguments.push_back("out=\"" + job.folder.string() + "\"");
+  } else if (job.command == "sample") {
+    if (run.seeded) arguments.insert(arguments.end(), {"--seed", std::to_string(run.seed)});
+    arguments.insert(arguments.end(), {"--out", job.folder.string()});
+  }
+  arguments.insert(arguments.end(), job.args.begin(), job.args.end());
+  return arguments;
+}
+
+int run_process(const fs::path& program, const std::vector<std::string>& arguments) {
+  std::vector<std::string> owned = {program.string()};
+  owned.insert(owned.end(), arguments.begin(), arguments.end());
+  std::vector<char*> argv;
+  for (std::string& a : owned) argv.push_back(a.data());
+  argv.push_back(nullptr);
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, STDERR_FILENO, STDOUT_FILENO);  // stdout is the table's
+  pid_t child = 0;
+  const int error = posix_spawn(&child, program.c_str(), &actions, nullptr, argv.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  if (error != 0) fail<DataError>("{}: cannot be started: {}", program.string(), std::strerror(error));
+  bool told = false;
+  for (int status = 0;;) {
+    const pid_t ended = waitpid(child, &status, WNOHANG);
+    if (ended < 0 && errno != EINTR) fail("waiting for process {}: {}", child, std::strerror(errno));
+    if (ended == child) return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    if (signals::stop_requested() && !told) {
+      kill(child, SIGTERM);  // it saves and exits 130
+      told = true;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+}
+
+eval::ResultRow mean_over_seeds(const std::string& label, const std::vector<eval::ResultRow>& runs) {
+  FEW_CHECK(!runs.empty(), "the mean of no runs");
+  eval::ResultRow mean = runs[0];
+  mean.label = label;
+  mean.seeds.clear();
+  for (const eval::ResultRow& run : runs) mean.seeds.insert(mean.seeds.end(), run.seeds.begin(), run.seeds.end());
+  const double n = static_cast<double>(runs.size());
+  if (runs.size() == 1) return mean;
+  mean.metrics.clear();
+  for (const auto& [name, first] : runs[0].metrics) {
+    std::vector<double> values;
+    for (const eval::ResultRow& run : runs)
+      if (const auto it = run.metrics.find(name); it != run.metrics.end()) values.push_back(it->second.value);
+    // Encoders trained per seed have other hashes, hence other names: their numbers are not averaged.
+    if (values.size() != runs.size()) continue;
+    double sum = 0, squares = 0;
+    for (double v : values) sum += v / n;
+    for (double v : values) squares += (v - sum) * (v - sum);
+    eval::Value value = first;
+    value.value = sum;
+    value.ci95 = eval::student_t95(static_cast<int64_t>(runs.size()) - 1) * std::sqrt(squares / (n - 1) / n);
+    mean.metrics[name] = value;
+  }
+  if (mean.metrics.empty())
+    log::warn("{}: the seeds share no metric name (encoders with different weights?); judge all seeds with one encoder", label);
+  mean.latency.p50 = mean.latency.p95 = 0;
+  for (const eval::ResultRow& run : runs) mean.latency.p50 += run.latency.p50 / n, mean.latency.p95 += run.latency.p95 / n;
+  return mean;
+}
+
+std::pair<std::string, bool> describe_needs(const NeedsConfig& needs) {
+  std::string text;
+  std::vector<std::string> missing = needs.missing;
+  for (const std::string& file : needs.files)
+    if (!fs::exists(file)) missing.push_back(file);
+  if (!needs.model_config.empty()) {
+    const nn::BuildScope meta(at::kMeta);
+    const Json json = read_json(needs.model_config);
+    const auto module = models::find_model_kind(json, needs.model_config).build(json);
+    const double parameters = static_cast<double>(module->parameter_count());
+    text += fmt::format("{} parameters; {} a rank before activations", human_count(parameters),
+                        human_bytes(static_cast<uint64_t>(parameters * needs.bytes_per_parameter)));
+    // 6 FLOP a parameter and token: 2 forward, 4 backward (Kaplan et al. 2020).
+    const double flop = 6 * parameters * static_cast<double>(needs.tokens_per_sample * needs.batch_size);
+    if (flop > 0) text += fmt::format("; {} TFLOP a step, {} on each of {} devices", eval::format_number(flop * 1e-12),
+                                      eval::format_number(flop * 1e-12 / static_cast<double>(needs.gpus)), needs.gpus);
+  }
+  if (!missing.empty()) text += fmt::format("{}missing: {}", text.empty() ? "" : "; ", fmt::join(missing, ", "));
+  return {text, missing.empty()};
+}
+
+Outcome run_experiment(const ExperimentConfig& c, const RunOptions& options) {
+  const Plan plan = make_plan(c);
+  std::vector<std::string> labels;
+  bool any = false;
+  for (const PlannedRow& row : plan.rows) labels.push_back(row.label), any |= chosen(row, options);
+  if (!any) fail<ConfigError>("--only: no such row: {}", not_one_of(options.only, labels));
+  // Every config is read before the first job starts: a typing error shows now, not after hours.
+  for (const PlannedRow& row : plan.rows)
+    for (const PlannedRun& run : row.runs)
+      if (row.scale == Scale::tiny && chosen(row, options))
+        for (const PlannedJob& job : run.jobs) fingerprint(job, run, "");
+
+  Outcome outcome;
+  const ChainResult shared = run_chain(plan.shared, "shared", "", options.program);
+  if (!shared.ok) fail("the rows need the shared jobs: {}", shared.detail);
+  for (const PlannedRow& row : plan.rows) {
+    RowOutcome one{.label = row.label, .scale = row.scale, .point = row.point};
+    if (row.scale == Scale::full) {
+      const auto [text, complete] = describe_needs(row.needs);
+      one.detail = text;
+      one.status = complete && !row.runs[0].jobs.empty() ? Status::waiting : Status::not_runnable;
+    }
+    if (chosen(row, options) && (row.scale == Scale::tiny || (options.scale == Scale::full && one.status == Status::waiting)))
+      one = run_row(c, row, shared.fingerprint, options);
+    else if (row.scale == Scale::tiny)
+      one = earlier_outcome(c, row);
+    for (const PlannedRun& run : row.runs)
+      for (const PlannedJob& job : run.jobs)
+        if (fs::exists(job.folder / "report.html") && job.command == "eval") {
+          outcome.reports.push_back(job.folder / "report.html");
+          if (job.name == c.report && one.status == Status::done && (job.folder / "report.html") != plan.out / "report.html")
+            write_text_atomic(plan.out / "report.html", read_text(job.folder / "report.html"));
+        }
+    outcome.rows.push_back(std::move(one));
+  }
+  return outcome;
+}
+
+}  // namespace fewstep::experiment

@@ -1,0 +1,200 @@
+#include "tools/experiment_tables.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "src/base/error.h"
+#include "src/base/files.h"
+#include "src/base/json.h"
+#include "src/base/text.h"
+#include "src/io/svg_plot.h"
+
+namespace fewstep::experiment {
+namespace {
+
+// The metrics shown: those that `columns` names or begins, in its order; all when it is empty.
+std::vector<std::string> metrics_shown(const ExperimentConfig& c, const Outcome& outcome) {
+  std::vector<eval::ResultRow> rows;
+  for (const RowOutcome& row : outcome.rows) rows.push_back(row.result);
+  const std::vector<std::string> all = eval::metric_names(rows);
+  if (c.columns.empty()) return all;
+  std::vector<std::string> shown;
+  for (const std::string& wanted : c.columns)
+    for (const std::string& name : all)
+      if (name.starts_with(wanted) && std::find(shown.begin(), shown.end(), name) == shown.end()) shown.push_back(name);
+  return shown;
+}
+
+// The paper's text for a row and metric: by the metric's full name, or its name before the brackets.
+std::optional<std::string> paper_number(const PaperConfig* paper, const std::string& row, const std::string& metric) {
+  if (!paper) return std::nullopt;
+  for (const PaperRow& p : paper->rows)
+    if (p.label == row)
+      for (const auto& [name, text] : p.metrics)
+        if (name == metric || name == metric.substr(0, metric.find('['))) return text;
+  return std::nullopt;
+}
+
+std::string ours(const RowOutcome& row, const std::string& metric) {
+  const auto it = row.result.metrics.find(metric);
+  if (it == row.result.metrics.end()) return "-";
+  return eval::format_value(it->second) + (it->second.note.empty() ? "" : " (" + it->second.note + ")");
+}
+
+std::string escape_latex(const std::string& text) {
+  std::string out;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (text.compare(i, 2, "\u00b1") == 0) {
+      out += "$\\pm$", ++i;
+    } else if (std::string_view("&%$#_{}").find(c) != std::string_view::npos) {
+      out += '\\', out += c;
+    } else if (c == '~' || c == '^') {
+      out += fmt::format("\\{}{{}}", c);
+    } else if (c == '\\') {
+      out += "\\textbackslash{}";
+    } else {
+      out += c;
+    }
+  }
+  return out;
+}
+
+std::string joined(const std::vector<std::string>& cells, std::string_view separator) {
+  std::string out;
+  for (size_t i = 0; i < cells.size(); ++i) out += (i ? std::string(separator) : "") + cells[i];
+  return out;
+}
+
+}  // namespace
+
+Table make_table(const ExperimentConfig& c, const Outcome& outcome, const PaperConfig* paper) {
+  Table table{.header = {"row"}, .rows = {}, .notes = {}};
+  const std::vector<std::string> metrics = metrics_shown(c, outcome);
+  std::vector<bool> with_paper;
+  for (const std::string& metric : metrics) {
+    table.header.push_back(metric);
+    with_paper.push_back(std::any_of(outcome.rows.begin(), outcome.rows.end(),
+                                     [&](const RowOutcome& r) { return paper_number(paper, r.label, metric).has_value(); }));
+    if (with_paper.back()) table.header.push_back(metric.substr(0, metric.find('[')) + " (paper)");
+  }
+  table.header.insert(table.header.end(), {"steps", "NFE", "latency p50", "seeds", "time", "status"});
+  for (const RowOutcome& row : outcome.rows) {
+    std::vector<std::string> cells = {row.label};
+    for (size_t m = 0; m < metrics.size(); ++m) {
+      cells.push_back(ours(row, metrics[m]));
+      if (with_paper[m]) cells.push_back(paper_number(paper, row.label, metrics[m]).value_or("-"));
+    }
+    const eval::ResultRow& r = row.result;
+    cells.push_back(r.steps > 0 ? std::to_string(r.steps) : "-");
+    cells.push_back(r.nfe > 0 ? std::to_string(r.nfe) : "-");
+    cells.push_back(r.latency.runs > 0 ? human_duration(r.latency.p50) : "-");
+    cells.push_back(r.seeds.empty() ? "-" : std::to_string(r.seeds.size()));
+    cells.push_back(row.seconds > 0 ? human_duration(row.seconds) : "-");
+    cells.push_back(std::string(status_name(row.status)));
+    table.rows.push_back(std::move(cells));
+    if (!row.detail.empty()) table.notes.push_back(fmt::format("{}: {}", row.label, row.detail));
+  }
+  if (paper && !paper->source.empty()) table.notes.push_back("Paper: " + paper->source);
+  return table;
+}
+
+std::string to_markdown(const Table& table) {
+  const auto line = [](const std::vector<std::string>& cells) {
+    std::string out = "|";
+    for (std::string cell : cells) {
+      for (size_t i = 0; (i = cell.find('|', i)) != std::string::npos; i += 2) cell.insert(i, "\\");
+      out += " " + cell + " |";
+    }
+    return out + "\n";
+  };
+  std::string out = line(table.header);
+  out += "|" + joined(std::vector<std::string>(table.header.size(), "---"), "|") + "|\n";
+  for (const auto& row : table.rows) out += line(row);
+  for (const std::string& note : table.notes) out += "\n- " + note;
+  return out + (table.notes.empty() ? "" : "\n");
+}
+
+std::string to_csv(const Table& table) {
+  const auto line = [](const std::vector<std::string>& cells) {  // RFC 4180
+    std::vector<std::string> quoted;
+    for (const std::string& cell : cells) {
+      if (cell.find_first_of(",\"\n") == std::string::npos) {
+        quoted.push_back(cell);
+        continue;
+      }
+      std::string q = "\"";
+      for (char ch : cell) q += ch == '"' ? std::string("\"\"") : std::string(1, ch);
+      quoted.push_back(q + "\"");
+    }
+    return joined(quoted, ",") + "\n";
+  };
+  std::string out = line(table.header);
+  for (const auto& row : table.rows) out += line(row);
+  return out;
+}
+
+std::string to_latex(const Table& table, const std::string& caption) {
+  const auto line = [](const std::vector<std::string>& cells) {
+    std::vector<std::string> escaped;
+    for (const std::string& cell : cells) escaped.push_back(escape_latex(cell));
+    return joined(escaped, " & ") + " \\\\\n";
+  };
+  std::string out = "\\begin{table}\n\\centering\n\\caption{" + escape_latex(caption) + "}\n\\begin{tabular}{l" +
+                    std::string(table.header.size() - 1, 'r') + "}\n\\toprule\n" + line(table.header) + "\\midrule\n";
+  for (const auto& row : table.rows) out += line(row);
+  return out + "\\bottomrule\n\\end{tabular}\n\\end{table}\n";
+}
+
+std::string heat_map(const ExperimentConfig& c, const Outcome& outcome) {
+  const std::vector<std::string> metrics = metrics_shown(c, outcome);
+  if (c.matrix.size() != 2 || metrics.empty()) return "";
+  const std::vector<std::string> down = flow_items(c.matrix[0].second), across = flow_items(c.matrix[1].second);
+  std::vector<std::vector<double>> values(down.size(), std::vector<double>(across.size(), std::numeric_limits<double>::quiet_NaN()));
+  const std::string& first_row = c.rows[0].label;  // one map a row label; the first is drawn
+  for (const RowOutcome& row : outcome.rows) {
+    if (!row.label.starts_with(first_row + ", ")) continue;
+    const auto it = row.result.metrics.find(metrics[0]);
+    if (it == row.result.metrics.end()) continue;
+    const auto y = std::find(down.begin(), down.end(), row.point[0].second) - down.begin();
+    const auto x = std::find(across.begin(), across.end(), row.point[1].second) - across.begin();
+    values[static_cast<size_t>(y)][static_cast<size_t>(x)] = it->second.value;
+  }
+  return io::svg_heatmap(down, across, values, {.title = metrics[0], .x_label = c.matrix[1].first, .y_label = c.matrix[0].first});
+}
+
+Json outcome_json(const ExperimentConfig& c, const Outcome& outcome) {
+  eval::Results results;
+  results.name = c.name;
+  results.protocol = c.question;
+  for (const RowOutcome& row : outcome.rows) {
+    results.rows.push_back(row.result);
+    results.rows.back().label = row.label;
+  }
+  results.provenance = eval::collect_provenance();
+  Json json = eval::to_json(results);
+  for (size_t i = 0; i < outcome.rows.size(); ++i) {
+    const RowOutcome& row = outcome.rows[i];
+    Json& j = json["rows"][i];
+    j["scale"] = row.scale == Scale::full ? "full" : "tiny";
+    j["status"] = status_name(row.status);
+    if (!row.detail.empty()) j["detail"] = row.detail;
+    for (const auto& [key, value] : row.point) j["matrix"][key] = value;
+    j["total_seconds"] = row.seconds;
+  }
+  return json;
+}
+
+void write_outcome(const std::filesystem::path& folder, const ExperimentConfig& c, const Outcome& outcome, const PaperConfig* paper) {
+  make_directories(folder);
+  const Table table = make_table(c, outcome, paper);
+  write_json(folder / "results.json", outcome_json(c, outcome));
+  write_text_atomic(folder / "results.md", fmt::format("# {}\n\n{}\n\n{}", c.name, c.question, to_markdown(table)));
+  write_text_atomic(folder / "results.csv", to_csv(table));
+  write_text_atomic(folder / "results.tex", to_latex(table, c.question.empty() ? c.name : c.question));
+  if (const std::string svg = heat_map(c, outcome); !svg.empty()) write_text_atomic(folder / "heat_map.svg", svg);
+}
+
+}  // namespace fewstep::experiment

@@ -1,0 +1,31 @@
+// An experiment's outcome as Markdown, CSV, LaTeX, a heat map and results.json, beside the paper's numbers.
+#pragma once
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tools/experiment_runner.h"
+
+namespace fewstep::experiment {
+
+struct Table {
+  std::vector<std::string> header;
+  std::vector<std::vector<std::string>> rows;
+  std::vector<std::string> notes;  // under the table: details of rows, the paper's source
+};
+// Columns: row, the metrics (each followed by the paper's where it has one), steps, seconds, seeds, status.
+Table make_table(const ExperimentConfig& config, const Outcome& outcome, const PaperConfig* paper);
+
+std::string to_markdown(const Table& table);
+std::string to_csv(const Table& table);
+std::string to_latex(const Table& table, const std::string& caption);
+// Of the first metric over a matrix with two keys; "" otherwise.
+std::string heat_map(const ExperimentConfig& config, const Outcome& outcome);
+Json outcome_json(const ExperimentConfig& config, const Outcome& outcome);
+
+// Everything into `folder`: results.json, results.md, results.csv, results.tex, heat_map.svg.
+void write_outcome(const std::filesystem::path& folder, const ExperimentConfig& config, const Outcome& outcome,
+                   const PaperConfig* paper);
+
+}  // namespace fewstep::experiment
