@@ -3,6 +3,8 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <c10/util/Logging.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -32,6 +34,8 @@ constexpr const char* kFailure = "failure";
 
 std::string identity_key(int rank) { return fmt::format("identity/{}", rank); }
 
+std::string seen_key(int rank) { return fmt::format("seen/{}", rank); }
+
 // When process `pid` started, in clock ticks since boot; "" when it is gone or a zombie.
 std::string start_of(int pid) {
   std::ifstream file(fmt::format("/proc/{}/stat", pid));
@@ -41,6 +45,12 @@ std::string start_of(int pid) {
   const auto fields = split(trim(std::string_view(text).substr(name_end + 1)), ' ');  // from field 3, the state
   if (fields.size() < 20 || fields[0] == "Z" || fields[0] == "X") return "";
   return fields[19];
+}
+
+bool alive(int pid, const std::string& started) { return start_of(pid) == started; }
+
+std::string death_of(int rank) {
+  return fmt::format("rank {} died: its process ended without a message (killed, out of memory, or crashed)", rank);
 }
 
 std::string this_host() {
@@ -79,8 +89,8 @@ GroupWorld::GroupWorld(const Place& place, at::Device device, double timeout_sec
   size_ = place.size;
   local_rank_ = place.local_rank;
   device_ = device;
-  // c10d's warnings about lost connections repeat, with stacks, what our one error line says.
-  setenv("TORCH_CPP_LOG_LEVEL", "ERROR", /*overwrite=*/0);
+  // c10d's warnings about lost connections repeat, with stacks, what our one error line says: errors only.
+  if (!process_environment("TORCH_CPP_LOG_LEVEL")) FLAGS_caffe2_log_level = 2;
   if (place.local_size == place.size) setenv("GLOO_SOCKET_IFNAME", "lo", /*overwrite=*/0);
   connect(place);
   communicate("forming the process group", [&] {
@@ -243,14 +253,26 @@ void GroupWorld::announce_failure(std::string_view message) {
   failed_ = true;
   try {
     claim(fmt::format("rank {} failed: {}", rank_, first_line(std::string(message))));
-    if (!serves_store_) return;
-    // The store ends with this process: close the connections, so that the others look into it now, and wait for them.
-    std::thread([group = std::move(group_)]() mutable { group.reset(); }).detach();
-    const auto deadline = steady_clock::now() + kLookForReason;
-    while (steady_clock::now() < deadline && news_->add("seen", 0) < size_ - 1)
-      std::this_thread::sleep_for(milliseconds(20));
+    serve_last_news();
   } catch (const std::exception&) {  // the store is gone: the others have noticed
   }
+}
+
+// The store ends with the process that serves it: this one closes its connections, so that the others look for a reason
+// now, and waits until the living have read it.
+void GroupWorld::serve_last_news() {
+  if (!serves_store_) return;
+  // Apart, because the group's destructor waits for collectives in flight.
+  std::thread([group = std::move(group_)]() mutable { group.reset(); }).detach();
+  const auto deadline = steady_clock::now() + kLookForReason;
+  const auto waits = [&](int rank) {
+    if (rank == rank_ || news_->check({seen_key(rank)})) return false;
+    return std::none_of(peers_.begin(), peers_.end(),
+                        [&](const Peer& p) { return p.rank == rank && !alive(p.pid, p.started); });
+  };
+  for (int rank = 0; rank < size_; ++rank)
+    while (steady_clock::now() < deadline && waits(rank))
+      std::this_thread::sleep_for(milliseconds(20));
 }
 
 // The first to claim the failure is believed: later ones are its consequences.
@@ -259,13 +281,13 @@ void GroupWorld::claim(const std::string& reason) { news_->compareSet(kFailure, 
 std::string GroupWorld::claimed() {
   if (!news_->check({kFailure})) return "";
   std::string text = news_->get_to_str(kFailure);
-  news_->add("seen", 1);
+  news_->set(seen_key(rank_), "1");
   return text;
 }
 
 int GroupWorld::dead_peer() const {
   for (const Peer& peer : peers_)
-    if (start_of(peer.pid) != peer.started) return peer.rank;
+    if (!alive(peer.pid, peer.started)) return peer.rank;
   return -1;
 }
 
@@ -284,7 +306,7 @@ std::string GroupWorld::culprit(const char* operation, bool timed_out) {
   while (true) {
     if (auto text = claimed(); !text.empty()) return text;
     const int dead = dead_peer();
-    if (dead >= 0) claim(fmt::format("rank {} died: its process ended without a message (killed, out of memory, or crashed)", dead));
+    if (dead >= 0) claim(death_of(dead));
     if (steady_clock::now() >= deadline) break;
     if (dead < 0) std::this_thread::sleep_for(milliseconds(50));
   }
@@ -301,9 +323,10 @@ void GroupWorld::explain(const char* operation, const std::string& what) {
   std::string reason;
   try {
     reason = culprit(operation, timed_out);
+    serve_last_news();
   } catch (const std::exception&) {
-    reason = fmt::format("{} is gone, and its store at {} with it", serves_store_ ? "the store" : "rank 0's process",
-                         address_);
+    const int dead = dead_peer();
+    reason = dead >= 0 ? death_of(dead) : fmt::format("the store at {} is gone (did rank 0 or the launcher die?)", address_);
   }
   failed_ = true;
   if (timed_out && (reason.empty() || reason.find("did not take part") != std::string::npos))

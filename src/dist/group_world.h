@@ -45,6 +45,7 @@ class GroupWorld : public World {
   int dead_peer() const;
   void claim(const std::string& reason);
   std::string claimed();
+  void serve_last_news();
 
   std::chrono::milliseconds timeout_;
   std::string address_;
