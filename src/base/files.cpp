@@ -6,9 +6,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <system_error>
+#include <utility>
 
 #include "src/base/error.h"
 #include "src/base/text.h"

@@ -7,6 +7,7 @@
 #include <array>
 #include <cerrno>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "src/base/error.h"
@@ -15,6 +16,7 @@ namespace fewstep {
 
 struct Sha256::State {
   EVP_MD_CTX* context = EVP_MD_CTX_new();
+  bool finished = false;
   ~State() { EVP_MD_CTX_free(context); }
 };
 
@@ -24,13 +26,14 @@ Sha256::Sha256() : state_(std::make_unique<State>()) {
 Sha256::~Sha256() = default;
 
 void Sha256::update(const void* data, size_t bytes) {
-  FEW_CHECK(EVP_DigestUpdate(state_->context, data, bytes) == 1, "SHA-256 failed");
+  FEW_CHECK(!state_->finished && EVP_DigestUpdate(state_->context, data, bytes) == 1, "SHA-256: update() after hex()");
 }
 
 std::string Sha256::hex() {
   std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
   unsigned int length = 0;
-  FEW_CHECK(EVP_DigestFinal_ex(state_->context, digest.data(), &length) == 1, "SHA-256: hex() was already called");
+  FEW_CHECK(!std::exchange(state_->finished, true), "SHA-256: hex() was already called");
+  FEW_CHECK(EVP_DigestFinal_ex(state_->context, digest.data(), &length) == 1, "SHA-256 failed");
   std::string text;
   for (unsigned int i = 0; i < length; ++i) text += fmt::format("{:02x}", digest[i]);
   return text;

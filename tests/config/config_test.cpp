@@ -145,6 +145,13 @@ TEST(Config, OverridesAloneFillAStruct) {
   EXPECT_EQ(o, (sample::Optimizer{0.5, 0.75, sample::Schedule::constant}));
 }
 
+TEST(Config, TopLevelKeysIncludeTheBases) {
+  const Scratch s;
+  s.write("base.yaml", "rows: []\nname: x\n");
+  EXPECT_EQ(config::top_level_keys(s.write("f.yaml", "base: base.yaml\nname: y\nseed: oops\n")),
+            (std::vector<std::string>{"rows", "name", "seed"}));
+}
+
 TEST(Config, UnreadableFiles) {
   EXPECT_EQ(error_of([] { load<Sample>("nowhere/f.yaml"); }), "nowhere/f.yaml: cannot be read: No such file or directory");
   EXPECT_THAT(error_of([] { load<Sample>("/"); }), HasSubstr("is a folder"));
