@@ -27,10 +27,15 @@ class Dataset {
   virtual int64_t size() const = 0;
   // Thread-safe. `epoch` chooses among captions and augmentations, keyed by (seed, epoch, id). DataError with the place.
   virtual Sample get(int64_t index, uint64_t seed, int64_t epoch) const = 0;
+  // Every caption that get() may choose for this sample, in the order choose_caption counts them.
+  virtual std::vector<std::string> captions(int64_t index) const { return {get(index, 0, 0).caption}; }
   virtual std::vector<std::string> class_names() const { return {}; }
   virtual std::string description() const = 0;   // one line for logs and reports
   virtual std::string fingerprint() const = 0;   // SHA-256 over content identity (files, sizes, options)
 };
+
+// Which of `count` captions: the one rule of all data sets, so that packing changes no stream.
+int64_t choose_caption(int64_t count, uint64_t seed, int64_t epoch, int64_t id);
 
 // Which part of a data set: every kind offers the same names, `heldout` is cut from the end of train.
 enum class Split { train, heldout, test };

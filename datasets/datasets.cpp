@@ -7,8 +7,10 @@
 #include "datasets/dataset.h"
 #include "datasets/fashion_mnist.h"
 #include "datasets/image_folder.h"
+#include "datasets/packed.h"
 #include "src/base/error.h"
 #include "src/tensor/ops.h"
+#include "src/tensor/rng.h"
 
 namespace fewstep {
 namespace {
@@ -22,6 +24,7 @@ constexpr std::array kKinds = {
     DatasetKind{"fashion_mnist", make<FashionMnistConfig>},
     DatasetKind{"image_folder", make<ImageFolderConfig>},
     DatasetKind{"coco", make<CocoConfig>},
+    DatasetKind{"hdf5", make<PackedConfig>},
 };
 
 std::string shape_text(const Tensor& x) { return fmt::format("{}", fmt::join(x.sizes().vec(), " x ")); }
@@ -29,6 +32,13 @@ std::string shape_text(const Tensor& x) { return fmt::format("{}", fmt::join(x.s
 }  // namespace
 
 std::span<const DatasetKind> dataset_kinds() { return kKinds; }
+
+int64_t choose_caption(int64_t count, uint64_t seed, int64_t epoch, int64_t id) {
+  FEW_CHECK(count > 0, "sample {} has no captions to choose from", id);
+  // The high bits choose: multiplication instead of a remainder.
+  const uint64_t draw = stream_key(seed, Stream::augment, epoch, id) >> 32;
+  return static_cast<int64_t>((draw * static_cast<uint64_t>(count)) >> 32);
+}
 
 int64_t Batch::size() const { return ids.defined() ? ids.size(0) : 0; }
 

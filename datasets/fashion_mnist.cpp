@@ -10,7 +10,6 @@
 #include "src/base/error.h"
 #include "src/base/hash.h"
 #include "src/tensor/ops.h"
-#include "src/tensor/rng.h"
 
 namespace fewstep {
 namespace {
@@ -120,11 +119,15 @@ class FashionMnistImpl final : public FashionMnist {
     sample.image = padded(place(index));
     sample.label = label(index);
     sample.attributes = attributes(index);
-    const uint64_t draw = stream_key(seed, Stream::augment, epoch, sample.id);
-    // The high bits choose: multiplication instead of a remainder.
-    const int64_t form = static_cast<int64_t>(((draw >> 32) * static_cast<uint64_t>(caption_template_count())) >> 32);
+    const int64_t form = choose_caption(caption_template_count(), seed, epoch, sample.id);
     sample.caption = write_caption(form, sample.label, sample.attributes);
     return sample;
+  }
+  std::vector<std::string> captions(int64_t index) const override {
+    std::vector<std::string> all;
+    for (int64_t form = 0; form < caption_template_count(); ++form)
+      all.push_back(write_caption(form, label(index), attributes(index)));
+    return all;
   }
   std::vector<std::string> class_names() const override {
     return {fashion_class_names().begin(), fashion_class_names().end()};

@@ -8,7 +8,6 @@
 #include "src/base/philox.h"
 #include "src/base/text.h"
 #include "src/tensor/ops.h"
-#include "src/tensor/rng.h"
 
 namespace fewstep {
 namespace {
@@ -29,8 +28,15 @@ class ImageList final : public Dataset {
     sample.id = entry.id;
     const Tensor image = io::read_image(entry.path, options_.grey ? io::Channels::grey : io::Channels::rgb);
     sample.image = resize_and_crop(image, options_.image_size).contiguous();
-    sample.caption = choose(entry, seed, epoch);
+    if (const auto all = captions(index); !all.empty())
+      sample.caption = all[static_cast<size_t>(choose_caption(static_cast<int64_t>(all.size()), seed, epoch, entry.id))];
     return sample;
+  }
+  std::vector<std::string> captions(int64_t index) const override {
+    const std::vector<std::string>& all = entries_.at(static_cast<size_t>(index)).captions;
+    if (all.empty() || options_.captions == CaptionChoice::seeded) return all;
+    if (options_.captions == CaptionChoice::first) return {all.front()};
+    return {*std::max_element(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.size() < b.size(); })};
   }
   std::string description() const override { return fmt::format("{}: {} images", description_, entries_.size()); }
 
@@ -49,18 +55,6 @@ class ImageList final : public Dataset {
   }
 
  private:
-  std::string choose(const ImageEntry& entry, uint64_t seed, int64_t epoch) const {
-    if (entry.captions.empty()) return "";
-    switch (options_.captions) {
-      case CaptionChoice::first: return entry.captions.front();
-      case CaptionChoice::longest:
-        return *std::max_element(entry.captions.begin(), entry.captions.end(),
-                                 [](const auto& a, const auto& b) { return a.size() < b.size(); });
-      case CaptionChoice::seeded: break;
-    }
-    return entry.captions[stream_key(seed, Stream::augment, epoch, entry.id) % entry.captions.size()];
-  }
-
   std::vector<ImageEntry> entries_;
   ImageListOptions options_;
   std::string description_;

@@ -23,6 +23,7 @@ class PackedWriter {
   void add(const Tensor& image, const std::vector<std::string>& captions, int64_t label = -1);            // uint8 [C, H, W]
   void add_encoded(std::string_view bytes, const std::vector<std::string>& captions, int64_t label = -1);
   void set_attribute(const std::string& key, const H5Attribute& value) { file_.set_attribute(key, value); }
+  H5File& file() { return file_; }  // for further data sets beside these
   int64_t size() const { return count_; }
   void commit();  // nothing remains without it
 

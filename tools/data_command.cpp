@@ -1,0 +1,203 @@
+// fewstep data pack|info|verify: look at a data set, prove that every sample of it can be read, pack it into one HDF5 file.
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <mutex>
+#include <set>
+#include <thread>
+
+#include "datasets/dataset.h"
+#include "datasets/packed.h"
+#include "src/base/error.h"
+#include "src/base/log.h"
+#include "src/base/progress.h"
+#include "src/base/table.h"
+#include "src/base/text.h"
+#include "src/config/config.h"
+#include "src/tensor/ops.h"
+#include "tools/commands.h"
+#include "trainers/loop.h"
+
+namespace fewstep {
+
+// A file with nothing but `data:`.
+struct DataRoot {
+  std::unique_ptr<DatasetConfig> data;
+};
+void describe(config::Visitor& v, DataRoot& root) { v.field("data", root.data, "data set", dataset_kinds()); }
+
+namespace {
+namespace fs = std::filesystem;
+
+const std::map<std::string, Split> kSplits = {{"train", Split::train}, {"heldout", Split::heldout}, {"test", Split::test}};
+
+struct DataArguments {
+  std::string source, kind, out, split = "train";
+  std::vector<std::string> overrides;
+  int64_t limit = 10000, threads = 0;
+};
+
+void describe_kind(config::Visitor& v, void* config) { static_cast<DatasetConfig*>(config)->describe(v); }
+
+// Four ways to name a data set: a run's config, a file with `data:` only, a packed file, or --kind with key=value.
+std::unique_ptr<Dataset> open_dataset(const DataArguments& a) {
+  const Split split = kSplits.at(a.split);
+  std::vector<std::string> overrides = a.overrides;
+  if (!a.kind.empty()) {
+    if (!a.source.empty()) overrides.insert(overrides.begin(), a.source);  // with --kind every word is key=value
+    auto config = find_entry(dataset_kinds(), a.kind, "data set kind").make();
+    config::read_overrides(overrides, describe_kind, config.get());
+    return config->build(split);
+  }
+  if (a.source.empty()) fail<ConfigError>("give a CONFIG, a packed .h5 file, or --kind with key=value");
+  if (const auto extension = fs::path(a.source).extension(); extension == ".h5" || extension == ".hdf5") {
+    PackedConfig config;
+    config.train = config.heldout = config.test = a.source;
+    config::read_overrides(overrides, describe_kind, static_cast<DatasetConfig*>(&config));
+    return config.build(split);
+  }
+  const auto keys = config::top_level_keys(a.source);
+  std::unique_ptr<DatasetConfig> data;
+  if (std::find(keys.begin(), keys.end(), "trainer") != keys.end()) {
+    data = std::move(config::load<RunConfig>(a.source, overrides).data);
+  } else {
+    data = std::move(config::load<DataRoot>(a.source, overrides).data);
+  }
+  if (!data) fail<ConfigError>("{}: no `data:` in it", a.source);
+  return data->build(split);
+}
+
+void pack(const DataArguments& a) {
+  const auto dataset = open_dataset(a);
+  Progress progress("pack", dataset->size());
+  pack_dataset(*dataset, a.out, [&](int64_t done) { progress.update(done); });
+  progress.finish();
+  fmt::print("{}: {} samples of {} in {}\n", a.out, dataset->size(), dataset->description(),
+             human_bytes(fs::file_size(a.out)));
+}
+
+using Histogram = std::map<std::string, int64_t>;
+
+void print_histogram(std::string_view title, const Histogram& counts, int64_t total) {
+  fmt::print("{}\n", title);
+  for (const auto& [name, count] : counts)
+    fmt::print("  {:<24} {:>9}  {:5.1f} %\n", name, count, 100.0 * static_cast<double>(count) / static_cast<double>(total));
+}
+
+struct Lengths {
+  int64_t least = std::numeric_limits<int64_t>::max(), most = 0, sum = 0, empty = 0;
+  void add(int64_t n) {
+    least = std::min(least, n), most = std::max(most, n), sum += n, empty += n == 0;
+  }
+};
+
+// Width to height, in steps that tell portrait, square and landscape apart.
+std::string aspect_name(const Tensor& image) {
+  const double ratio = static_cast<double>(image.size(2)) / static_cast<double>(image.size(1));
+  return fmt::format("{:.2f} (width / height)", std::round(ratio * 4) / 4);
+}
+
+void info(const DataArguments& a) {
+  const auto dataset = open_dataset(a);
+  fmt::print("{}\nsamples      {}\nfingerprint  {}\n", dataset->description(), dataset->size(), dataset->fingerprint());
+  if (dataset->size() == 0) fail<DataError>("the data set is empty: {}", dataset->description());
+  const int64_t looked_at = std::min(dataset->size(), a.limit);
+  const std::vector<std::string> names = dataset->class_names();
+  Histogram classes, sizes, aspects;
+  std::map<std::string, Histogram> attributes;
+  std::set<std::string> distinct;
+  Lengths characters, words;
+  for (int64_t k = 0; k < looked_at; ++k) {
+    const Sample sample = dataset->get(k * dataset->size() / looked_at, 0, 0);  // evenly spread
+    if (sample.label >= 0) {
+      const size_t label = static_cast<size_t>(sample.label);
+      ++classes[fmt::format("{:>3} {}", label, label < names.size() ? names[label] : "")];
+    }
+    ++sizes[fmt::format("{} x {} x {}", sample.image.size(0), sample.image.size(1), sample.image.size(2))];
+    ++aspects[aspect_name(sample.image)];
+    for (const auto& [name, word] : sample.attributes) ++attributes[name][word];
+    characters.add(static_cast<int64_t>(sample.caption.size()));
+    const auto parts = split(sample.caption, ' ');
+    words.add(std::count_if(parts.begin(), parts.end(), [](const std::string& word) { return !word.empty(); }));
+    distinct.insert(sample.caption);
+  }
+  if (looked_at < dataset->size()) fmt::print("The following is of {} samples, evenly spread (--limit N).\n", looked_at);
+  if (!classes.empty()) print_histogram("classes", classes, looked_at);
+  for (const auto& [name, counts] : attributes) print_histogram("attribute " + name, counts, looked_at);
+  print_histogram("image size (channels x height x width)", sizes, looked_at);
+  print_histogram("aspect", aspects, looked_at);
+  const auto mean = [&](const Lengths& l) { return static_cast<double>(l.sum) / static_cast<double>(looked_at); };
+  fmt::print("captions\n  {} distinct, {} empty; characters {}-{}, mean {:.1f}; words {}-{}, mean {:.1f}\n", distinct.size(),
+             characters.empty, characters.least, characters.most, mean(characters), words.least, words.most, mean(words));
+}
+
+void verify(const DataArguments& a) {
+  const auto dataset = open_dataset(a);
+  const int64_t total = dataset->size();
+  if (total == 0) fail<DataError>("the data set is empty: {}", dataset->description());
+  Progress progress("verify", total);
+  std::atomic<int64_t> next = 0;
+  std::mutex mutex;
+  int64_t done = 0, broken = 0;
+  const auto work = [&] {
+    for (int64_t i = next++; i < total; i = next++) {
+      std::string problem;
+      try {
+        const Sample sample = dataset->get(i, 0, 0);
+        if (sample.image.numel() == 0) problem = fmt::format("sample {}: the image is empty", sample.id);
+      } catch (const std::exception& e) {
+        problem = e.what();
+      }
+      std::lock_guard lock(mutex);
+      if (!problem.empty()) {
+        ++broken;
+        Progress::interrupt_line();
+        fmt::print("sample {}: {}\n", i, problem);
+      }
+      progress.update(++done, broken > 0 ? fmt::format("{} broken", broken) : "");
+    }
+  };
+  {
+    const auto count = a.threads > 0 ? a.threads : static_cast<int64_t>(std::max(1u, std::thread::hardware_concurrency()));
+    std::vector<std::jthread> threads;
+    for (int64_t t = 0; t < count; ++t) threads.emplace_back(work);
+  }
+  progress.finish();
+  if (broken > 0) fail<DataError>("{}: {} of {} samples are broken", dataset->description(), broken, total);
+  fmt::print("{}: all {} samples can be read\n", dataset->description(), total);
+}
+
+CLI::App* add_action(CLI::App* data, const std::string& name, const std::string& help, DataArguments& a) {
+  auto* command = data->add_subcommand(name, help);
+  command->add_option("source", a.source, "YAML file with `data:`, or a packed .h5 file");
+  command->add_option("overrides", a.overrides, "key.path=value over the file; with --kind keys of the data set itself");
+  command->add_option("--kind", a.kind, "kind of data set, without a file: fashion_mnist, image_folder, coco, hdf5");
+  command->add_option("--split", a.split, "train, heldout or test")->check(CLI::IsMember({"train", "heldout", "test"}));
+  return command;
+}
+
+}  // namespace
+
+void add_data_command(CLI::App& app) {
+  auto* data = app.add_subcommand("data", "pack, describe or check a data set");
+  data->require_subcommand(1);
+  auto a = std::make_shared<DataArguments>();
+  auto* packing = add_action(data, "pack", "write a split into one HDF5 file that the kind 'hdf5' reads", *a);
+  packing->add_option("--out", a->out, "file to write, .h5")->required();
+  packing->callback([a] { pack(*a); });
+  auto* describing = add_action(data, "info", "size, classes, image sizes, captions, fingerprint", *a);
+  describing->add_option("--limit", a->limit, "samples looked at")->check(CLI::PositiveNumber);
+  describing->callback([a] { info(*a); });
+  auto* checking = add_action(data, "verify", "read every sample, report each broken one (exit code 3)", *a);
+  checking->add_option("--threads", a->threads, "0: one a core")->check(CLI::NonNegativeNumber);
+  checking->callback([a] { verify(*a); });
+  data->footer("Examples:\n"
+               "  fewstep data info configs/quickstart/vq.yaml\n"
+               "  fewstep data pack --kind image_folder folder=photos image_size=256 --out train.h5\n"
+               "  fewstep data verify train.h5");
+}
+
+}  // namespace fewstep
