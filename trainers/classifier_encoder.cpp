@@ -7,6 +7,7 @@
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
 #include "src/tensor/rng.h"
+#include "trainers/calibration.h"
 #include "trainers/corruptions.h"
 #include "trainers/losses.h"
 #include "trainers/micro_batches.h"
@@ -64,6 +65,7 @@ class ClassifierEncoderTrainer : public Trainer {
   Tensor sample_grid(uint64_t) override { return {}; }
   void save_model(const std::filesystem::path& folder) const override {
     const TrainableSet::EmaScope ema(set_);
+    calibrate_features(model_, context_);
     models::save_model(folder / "encoder", model_, model_.config().to_json());
     write_json(folder / "model_index.json", {{"_class_name", "ConvEncoderPipeline"}, {"encoder", {"fewstep", "ConvEncoder"}}});
   }
@@ -89,7 +91,7 @@ class ClassifierEncoderTrainer : public Trainer {
 
   const ClassifierEncoderConfig config_;
   const TrainContext context_;
-  models::ConvEncoder model_;
+  mutable models::ConvEncoder model_;  // saving sets the scale of its features
   PartnerPool pool_;
   mutable TrainableSet set_;  // saving swaps the EMA in and out
 };

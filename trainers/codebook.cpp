@@ -4,6 +4,7 @@
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
 #include "src/tensor/rng.h"
+#include "src/tensor/shape.h"
 
 namespace fewstep {
 
@@ -20,12 +21,16 @@ MovingCodebook::MovingCodebook(Tensor codes, const CodebookConfig& config, dist:
 bool MovingCodebook::empty() const { return counts_.sum().item<double>() == 0; }
 
 Tensor MovingCodebook::candidates(const Tensor& latents, uint64_t seed, int64_t step) const {
-  const int64_t K = codes_.size(0), M = latents.size(0);
-  // A row of the global batch for each code; ranks hold equal shares, the owner contributes it, the others zeros.
-  const Tensor u = uniform_by_id(at::arange(K), 1, seed, Stream::codebook, step).view(-1).to(latents.device());
-  const Tensor row = (u * static_cast<double>(M * world_.size())).to(at::kLong).clamp_max(M * world_.size() - 1);
-  const Tensor mine = row.div(M, "floor").eq(world_.rank());
-  Tensor out = latents.index_select(0, row.remainder(M)) * mine.to(latents.scalar_type()).unsqueeze(1);
+  const auto [B, N, D] = dims<3>(latents);
+  const int64_t K = codes_.size(0), W = world_.size();
+  // A cell of the global batch for each code. Its image p is the (p / W)-th of rank p % W (as the loader deals them): the
+  // owner contributes it, the others zeros.
+  const Tensor u = uniform_by_id(at::arange(K), 1, seed, Stream::codebook, step).view(-1).to(latents.device(), at::kDouble);
+  const Tensor cell = (u * static_cast<double>(B * W * N)).to(at::kLong).clamp_max(B * W * N - 1);
+  const Tensor image = cell.div(N, "floor");
+  const Tensor mine = image.remainder(W).eq(world_.rank());
+  const Tensor row = image.div(W, "floor") * N + cell.remainder(N);
+  Tensor out = latents.reshape({B * N, D}).index_select(0, row) * mine.to(latents.scalar_type()).unsqueeze(1);
   world_.all_reduce_sum(out);
   return out;
 }
@@ -34,13 +39,13 @@ void MovingCodebook::update(const Tensor& latents, const Tensor& indices, bool r
   const NoGrad no_grad;
   const bool first = empty();
   const int64_t K = codes_.size(0);
-  Tensor counts = at::bincount(indices, {}, K).to(counts_.scalar_type());
-  Tensor sums = at::zeros_like(sums_).index_add_(0, indices, latents);
+  Tensor counts = at::bincount(indices.flatten(), {}, K).to(counts_.scalar_type());
+  Tensor sums = at::zeros_like(sums_).index_add_(0, indices.flatten(), latents.flatten(0, 1));
   world_.all_reduce_sum(counts);
   world_.all_reduce_sum(sums);
   counts_.mul_(config_.decay).add_(counts, 1 - config_.decay);
   sums_.mul_(config_.decay).add_(sums, 1 - config_.decay);
-  const double uniform = static_cast<double>(latents.size(0) * world_.size()) / static_cast<double>(K);
+  const double uniform = static_cast<double>(indices.numel() * world_.size()) / static_cast<double>(K);
   revived_ = 0;
   if (revive || first) {
     const Tensor dead = first ? at::ones_like(counts_, at::kBool) : counts_.lt(config_.dead_below * uniform);

@@ -20,8 +20,8 @@ class MovingCodebook {
  public:
   // `codes` [K, D] is the model's codebook, written in place.
   MovingCodebook(Tensor codes, const CodebookConfig& config, dist::World& world);
-  // latents [M, D] of this rank and the code [M] each fell to. `seed` and `step` key the draws of revived codes. Before the
-  // first update every code is dead: the first batch fills the book.
+  // latents [B, N, D] of this rank (N cells an image) and the code [B, N] each fell to. `seed` and `step` key the draws of
+  // revived codes. Before the first update every code is dead: the first batch fills the book.
   void update(const Tensor& latents, const Tensor& indices, bool revive, uint64_t seed, int64_t step);
   bool empty() const;               // no batch seen yet
   int64_t revived() const { return revived_; }  // codes revived by the last update
@@ -30,7 +30,7 @@ class MovingCodebook {
   void load_state(const TensorMap& tensors);
 
  private:
-  // For code k a random row among all ranks' latents, the same on every rank.
+  // For code k a random cell among all ranks' latents, the same on every rank and for any number of ranks.
   Tensor candidates(const Tensor& latents, uint64_t seed, int64_t step) const;  // [K, D]
   Tensor codes_, counts_, sums_;    // [K, D], [K], [K, D]
   CodebookConfig config_;

@@ -6,6 +6,7 @@
 #include "src/models/model.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
+#include "trainers/calibration.h"
 #include "trainers/captions.h"
 #include "trainers/corruptions.h"
 #include "trainers/losses.h"
@@ -69,6 +70,7 @@ class ContrastiveTrainer : public Trainer {
   Tensor sample_grid(uint64_t) override { return {}; }
   void save_model(const std::filesystem::path& folder) const override {
     const TrainableSet::EmaScope ema(set_);
+    calibrate_features(model_.image(), context_);
     models::save_model(folder / "clip", model_, model_.config().to_json());
     tokenizer_.save(folder / "tokenizer");
     write_json(folder / "model_index.json", {{"_class_name", "ContrastivePipeline"}, {"clip", {"fewstep", "ContrastiveModel"}},
@@ -114,7 +116,7 @@ class ContrastiveTrainer : public Trainer {
   const ContrastiveTrainerConfig config_;
   const TrainContext context_;
   const text::BpeTokenizer tokenizer_;
-  models::ContrastiveModel model_;
+  mutable models::ContrastiveModel model_;  // saving sets the scale of its features
   PartnerPool pool_;
   mutable TrainableSet set_;
 };

@@ -57,8 +57,8 @@ class VqTokenizerTrainer : public Trainer {
       const Tensor z_q = z_e + (q.latents - z_e).detach();  // straight-through (Bengio et al. 2013)
       const Tensor x = model_.decode(z_q);
       set_.backward(loss(x, micro.images, z_e, q.latents, adversarial, metrics), last);
-      latents.push_back(z_e.detach().permute({0, 2, 3, 1}).flatten(0, 2));
-      codes.push_back(q.indices.flatten());
+      latents.push_back(cells(z_e));
+      codes.push_back(q.indices.flatten(1));
       fakes.push_back(x.detach());
     });
     metrics.add("grad_norm", set_.step(at.step));
@@ -152,9 +152,11 @@ class VqTokenizerTrainer : public Trainer {
     critic_set_->step(at.step);
   }
 
+  static Tensor cells(const Tensor& z) { return z.detach().flatten(2).transpose(1, 2); }  // b d h w -> b (h w) d
+
   void fill_codebook(const Tensor& z_e, const StepContext& at) {
-    const Tensor rows = z_e.detach().permute({0, 2, 3, 1}).flatten(0, 2);
-    codebook_.update(rows, at::zeros({rows.size(0)}, rows.options().dtype(at::kLong)), true, at.seed, at.step);
+    const Tensor latents = cells(z_e);  // [B, N, D]
+    codebook_.update(latents, at::zeros(latents.sizes().slice(0, 2), latents.options().dtype(at::kLong)), true, at.seed, at.step);
   }
 
   Tensor reconstruct(const Tensor& images) const {
