@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# From a bare Debian 12 machine to a report: set-up, build, then the whole path on Fashion-MNIST: encoders, VQ tokenizer,
+# autoregressive transformer, samples, evaluation. Called again it continues where it stopped; finished parts are skipped.
+# Leaves runs/quickstart/report.html.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+start=$SECONDS
+tools/setup.sh
+setup_done=$SECONDS
+tools/build.sh
+build_done=$SECONDS
+# Without this, libgomp's spinning threads make tiny parallel regions very slow on busy cores.
+export OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0
+build/fewstep experiment experiments/quickstart "$@"
+cp runs/quickstart/eval/report.html runs/quickstart/report.html
+echo "quickstart.sh: set-up $((setup_done - start)) s, build $((build_done - setup_done)) s, training and evaluation $((SECONDS - build_done)) s"
+echo "quickstart.sh: open runs/quickstart/report.html"
