@@ -54,8 +54,6 @@ constexpr Root root(std::string_view name, std::string_view key) {
 constexpr Root kRoots[] = {
     root<experiment::ExperimentConfig>("experiment", "rows"),
     root<eval::EvalConfig>("eval", "metrics"),
-    root<eval::EvalConfig>("evaluation", "metrics"),
-    root<experiment::ExperimentConfig>("experiment", "rows"),
     root<RunConfig>("run", ""),
 };
 

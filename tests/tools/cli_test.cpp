@@ -145,6 +145,9 @@ TEST_F(Cli, ConfigExplain) {
   const Result all = run("config explain");
   EXPECT_EQ(all.code, 0);
   for (const char* text : {"name: string", "required: ", "kind: vq_tokenizer", "kind: fashion_mnist"}) EXPECT_THAT(all.out, HasSubstr(text));
+  for (const char* root : {"run", "eval", "experiment"}) EXPECT_EQ(run(std::string("config explain ") + root).code, 0) << root;
+  write("rows.yaml", "name: x\nrows: []\n");
+  EXPECT_EQ(run("config check rows.yaml").out, "rows.yaml: ok (experiment config)\n");
   EXPECT_THAT(run("config explain vq_tokenizer").out, StartsWith("kind: vq_tokenizer\n"));
   EXPECT_THAT(run("config explain vq_tokenizr").err, HasSubstr("did you mean 'vq_tokenizer'?"));
 }
