@@ -81,7 +81,9 @@ Axis linear_axis(Range r, int count, bool round_out) {
 // Range in log10; ticks at powers of ten, and at 2 and 5 when there are few of them.
 Axis log_axis(Range r) {
   Axis axis;
-  axis.range = widened(r.empty() ? Range{-1.0, 0.0} : r);
+  axis.range = r.empty() ? Range{-1.0, 0.0} : r;
+  if (axis.range.high - axis.range.low < 1e-9) axis.range = {axis.range.low - 0.5, axis.range.high + 0.5};
+  axis.range = {std::max(axis.range.low, -307.0), std::min(axis.range.high, 308.0)};  // labels stay finite
   const double span = axis.range.high - axis.range.low, every = std::max(1.0, std::ceil(span / 6));
   for (double power = std::floor(axis.range.low); power <= axis.range.high; power += every) {
     for (const double factor : {1.0, 2.0, 5.0}) {

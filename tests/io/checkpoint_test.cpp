@@ -1,6 +1,7 @@
 // Checkpoints under SIGKILL, corruption and full disks.
 #include "src/io/checkpoint.h"
 
+#include <ATen/Parallel.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -150,6 +151,7 @@ TEST(Checkpoint, SurvivesKillsAtRandomMoments) {
     const pid_t child = ::fork();
     ASSERT_GE(child, 0);
     if (child == 0) {
+      at::set_num_threads(1);  // OpenMP's threads do not survive a fork
       // Every step twice: the second time it replaces a folder that `latest` points to.
       for (int64_t step = last;; ++step)
         for (int twice = 0; twice < 2; ++twice) save(run.path, step, 2);
@@ -179,6 +181,7 @@ int in_child(const std::function<int(std::string&)>& body, std::string& text) {
   EXPECT_EQ(::pipe(pipe_ends), 0);
   const pid_t child = ::fork();
   if (child == 0) {
+    at::set_num_threads(1);
     std::string message;
     const int code = body(message);
     [[maybe_unused]] const ssize_t n = ::write(pipe_ends[1], message.data(), message.size());
