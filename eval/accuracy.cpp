@@ -8,7 +8,9 @@ namespace fewstep::eval {
 Value share(int64_t correct, int64_t n) {
   if (n == 0) return {};
   const double p = static_cast<double>(correct) / static_cast<double>(n);
-  return {.value = p, .ci95 = 1.96 * std::sqrt(p * (1 - p) / static_cast<double>(n)), .n = n};
+  // Half width of Wilson's interval: not zero at 0 and 1.
+  const double z = 1.96, m = static_cast<double>(n);
+  return {.value = p, .ci95 = z * std::sqrt(p * (1 - p) / m + z * z / (4 * m * m)) / (1 + z * z / m), .n = n};
 }
 
 Value mean_with_interval(const std::vector<double>& values) {

@@ -13,7 +13,7 @@ std::unique_ptr<Metric> make_attribute_accuracy(const MetricContext& context);
 // Mean of max(100 cos(image, caption), 0). Floor: the same images with the captions shuffled.
 std::unique_ptr<Metric> make_clip_score(const MetricContext& context);
 
-// Share with the half width of its 95 % interval (normal approximation).
+// Share with the half width of its 95 % interval (Wilson 1927).
 Value share(int64_t correct, int64_t n);
 // Mean with 1.96 standard errors.
 Value mean_with_interval(const std::vector<double>& values);

@@ -38,7 +38,7 @@ th:first-child,td:first-child{text-align:left;font-weight:550}
 tbody tr:nth-child(even){background:var(--zebra)}
 .note{color:var(--soft);font-size:.85rem;margin:.2rem 0 .9rem}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:1rem}
-.plots svg{width:100%;height:auto;display:block}
+.plots svg{width:100%;max-width:640px;height:auto;display:block}
 .figures{display:flex;flex-wrap:wrap;gap:1rem;align-items:flex-start}
 figure{margin:0;max-width:100%}
 figure img{display:block;max-width:100%;height:auto;border-radius:6px;image-rendering:pixelated;background:#fff}

@@ -1,5 +1,8 @@
 // The sections that reports have in common.
+#include <algorithm>
+#include <cmath>
 #include <fstream>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "eval/report.h"
@@ -12,10 +15,36 @@ namespace fewstep::eval {
 namespace fs = std::filesystem;
 namespace {
 
-std::string cell(const ResultRow& row, const std::string& metric) {
+// Columns whose values all carry the same remark or floor say it once, in the heading or under the table.
+struct Column {
+  std::string note;      // of every value; "" when they differ
+  bool one_floor = true;  // every value's floor is the same number, or there is none
+  double floor = std::numeric_limits<double>::quiet_NaN();
+};
+
+Column column_of(const std::vector<ResultRow>& rows, const std::string& metric) {
+  Column column;
+  bool first = true;
+  for (const ResultRow& row : rows) {
+    const auto it = row.metrics.find(metric);
+    if (it == row.metrics.end()) continue;
+    const Value& v = it->second;
+    if (first) column.note = v.note, column.floor = v.floor;
+    if (v.note != column.note) column.note.clear();
+    if (v.floor != column.floor && !(std::isnan(v.floor) && std::isnan(column.floor))) column.one_floor = false;
+    first = false;
+  }
+  return column;
+}
+
+std::string cell(const ResultRow& row, const std::string& metric, const Column& column) {
   const auto it = row.metrics.find(metric);
   if (it == row.metrics.end()) return "-";
-  return it->second.note.empty() ? format_value(it->second) : format_value(it->second) + " (" + it->second.note + ")";
+  const Value& v = it->second;
+  std::string text = format_value(v);
+  if (!column.one_floor && std::isfinite(v.floor)) text += fmt::format(" (floor {})", format_number(v.floor));
+  if (column.note.empty() && !v.note.empty()) text += fmt::format(" ({})", v.note);
+  return text;
 }
 
 // One table a group of metrics: those measured by one encoder together.
@@ -26,8 +55,13 @@ std::string group_of(const std::string& metric) {
   return "Against real images";
 }
 
-// "loss", "loss_commit", "validation loss": what a training curve shows. Rates, timings and counts are left out.
-bool is_loss(const std::string& key) { return key.find("loss") != std::string::npos || key.find("nats") != std::string::npos; }
+// Everything a line of metrics.jsonl holds beside the means of the trainer's losses, and means that are no losses.
+bool is_loss(std::string_view key) {
+  static constexpr std::string_view kOther[] = {"step", "images", "seconds", "epoch", "units_per_second", "ms_p50", "ms_p95", "data_wait",
+                                                "tflops_per_second", "peak_bytes", "lr", "grad_norm", "perplexity", "revived",
+                                                "logit_scale", "accuracy", "retrieval"};
+  return std::find(std::begin(kOther), std::end(kOther), key) == std::end(kOther);
+}
 
 // name -> curve, from the lines of one metrics.jsonl; a torn last line (the run was killed) is ignored.
 std::map<std::string, io::Series> read_curves(const fs::path& path) {
@@ -48,6 +82,17 @@ std::map<std::string, io::Series> read_curves(const fs::path& path) {
   return curves;
 }
 
+// Of the last training line: where the run stood, how fast it was.
+std::vector<std::string> training_row(const std::string& name, const fs::path& path) {
+  Json last;
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);)
+    if (Json j = Json::parse(line, nullptr, false); j.is_object() && j.value("group", "train") == "train" && j.contains("step")) last = std::move(j);
+  if (last.is_null()) return {};
+  return {name, std::to_string(last.value("step", int64_t{0})), human_count(last.value("images", 0.0)), human_duration(last.value("seconds", 0.0)),
+          fmt::format("{:.0f} {}", last.value("units_per_second", 0.0), last.value("unit", "images"))};
+}
+
 }  // namespace
 
 ReportSection results_section(const Results& results) {
@@ -59,24 +104,30 @@ ReportSection results_section(const Results& results) {
     if (groups[group].empty()) order.push_back(group);
     groups[group].push_back(metric);
   }
+  std::sort(order.begin(), order.end());  // "Against real images", "Attributes ...", "Image and caption"
   for (const std::string& group : order) {
     ReportTable table{.title = group, .header = {"images", "N"}, .rows = {}};
-    for (const std::string& metric : groups[group]) table.header.push_back(metric);
+    std::vector<Column> columns;
+    std::string floors;
+    for (const std::string& metric : groups[group]) {
+      columns.push_back(column_of(results.rows, metric));
+      const Column& c = columns.back();
+      table.header.push_back(c.note.empty() ? metric : fmt::format("{} ({})", metric, c.note));
+      if (c.one_floor && std::isfinite(c.floor))
+        floors += fmt::format("{}{} {}", floors.empty() ? " Floor, real against real at equal N: " : ", ",
+                              metric.substr(0, metric.find('[')), format_number(c.floor));
+    }
     for (const ResultRow& row : results.rows) {
       int64_t n = 0;
       for (const std::string& metric : groups[group])
         if (const auto it = row.metrics.find(metric); it != row.metrics.end()) n = std::max(n, it->second.n);
       if (n == 0) continue;
       std::vector<std::string> cells = {row.label, std::to_string(n)};
-      for (const std::string& metric : groups[group]) cells.push_back(cell(row, metric));
+      for (size_t m = 0; m < columns.size(); ++m) cells.push_back(cell(row, groups[group][m], columns[m]));
       table.rows.push_back(std::move(cells));
     }
-    std::string floors;
-    for (const std::string& metric : groups[group])
-      for (const ResultRow& row : results.rows)
-        if (const auto it = row.metrics.find(metric); it != row.metrics.end() && std::isfinite(it->second.floor))
-          floors += fmt::format("{}{} of {}: {}", floors.empty() ? "Floors: " : "; ", metric, row.label, format_number(it->second.floor));
-    table.note = "Intervals are 95 %." + (floors.empty() ? "" : " " + floors + ".");
+    table.note = "Intervals are 95 %." + (floors.empty() ? "" : floors + ".");
+    if (group == "Image and caption") table.note += " Floor of CLIPScore: the same images with captions shuffled.";
     section.tables.push_back(std::move(table));
   }
   return section;
@@ -109,7 +160,7 @@ ReportSection qualification_section(const Qualification& q) {
     ReportTable table{.title = fmt::format("{} ({})", curve.name, curve.unit), .header = {"level"}, .rows = {{"distance"}}};
     io::Series line{curve.name, {}, {}};
     for (size_t i = 0; i < curve.fd.size(); ++i) {
-      table.header.push_back(i == 0 ? "none" : format_number(curve.levels[i - 1]));
+      table.header.push_back(i == 0 ? std::string("none") : fmt::format("{:g}", curve.levels[i - 1]));
       table.rows[0].push_back(format_number(curve.fd[i]));
       line.x.push_back(static_cast<double>(i));
       line.y.push_back(curve.fd[i]);
@@ -125,12 +176,14 @@ ReportSection qualification_section(const Qualification& q) {
 
 ReportSection training_section(std::span<const fs::path> runs) {
   ReportSection section{.heading = "Training"};
+  ReportTable table{.header = {"run", "steps", "images", "time in steps", "per second"}, .rows = {}};
   for (const fs::path& run : runs) {
     const std::string name = run.filename().empty() ? run.parent_path().filename().string() : run.filename().string();
     if (!fs::exists(run / "metrics.jsonl")) {
       section.paragraphs.push_back(fmt::format("{}: no metrics.jsonl.", run.string()));
       continue;
     }
+    if (auto row = training_row(name, run / "metrics.jsonl"); !row.empty()) table.rows.push_back(std::move(row));
     std::vector<io::Series> series;
     for (auto& [key, curve] : read_curves(run / "metrics.jsonl"))
       if (curve.x.size() > 1 || key.find('(') != std::string::npos) series.push_back(std::move(curve));
@@ -140,6 +193,7 @@ ReportSection training_section(std::span<const fs::path> runs) {
     }
     section.plots.push_back(io::svg_lines(series, {.title = name, .x_label = "step", .y_label = "loss"}));
   }
+  if (!table.rows.empty()) section.tables.push_back(std::move(table));
   return section;
 }
 
@@ -149,7 +203,8 @@ ReportSection timing_section(const std::vector<std::pair<std::string, double>>& 
   double total = 0;
   for (const auto& [part, s] : seconds) total += s;
   for (const auto& [part, s] : seconds)
-    table.rows.push_back({part, human_duration(s), fmt::format("{:.0f} %", total > 0 ? 100 * s / total : 0.0)});
+    if (s >= 0.05)  // the rest is nothing to look at
+      table.rows.push_back({part, human_duration(s), fmt::format("{:.0f} %", total > 0 ? 100 * s / total : 0.0)});
   table.rows.push_back({"total", human_duration(total), "100 %"});
   section.tables.push_back(std::move(table));
   return section;

@@ -156,7 +156,8 @@ PlannedRun plan_run(const std::vector<JobConfig>& jobs, const PlannedRun* before
     if (!used.insert(job.name).second) fail<ConfigError>("row '{}': two jobs are named '{}'", label, job.name);
     PlannedJob planned{.name = job.name, .command = job.command, .target = substitute(job.target, value), .folder = {}, .overrides = {}, .args = {}};
     planned.folder = job.folder.empty() ? run.folder / folder_name(job.name) : fs::path(substitute(job.folder, value));
-    for (const auto& [key, text] : job.set) planned.overrides.push_back(key + "=" + substitute(text, value));
+    for (const auto& [key, text] : job.set)  // a seed is a number, though YAML has to quote its placeholder
+      planned.overrides.push_back(key + "=" + (text == "\"${seed}\"" ? value("seed") : substitute(text, value)));
     for (const auto& [key, text] : point)
       if (key.starts_with(job.name + ".")) planned.overrides.push_back(key.substr(job.name.size() + 1) + "=" + text);
     for (const std::string& arg : job.args) planned.args.push_back(substitute(arg, value));

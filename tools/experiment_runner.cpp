@@ -109,7 +109,9 @@ ChainResult run_chain(const PlannedRun& run, const std::string& label, const std
   Record record(run.folder);
   for (const PlannedJob& job : run.jobs) {
     result.fingerprint = fingerprint(job, run, result.fingerprint);
-    if (record.done(job.name, result.fingerprint)) {
+    // Who deletes a job's folder wants it made again; other commands need not leave one.
+    const bool writes = job.command == "train" || job.command == "eval" || job.command == "sample";
+    if (record.done(job.name, result.fingerprint) && (!writes || fs::exists(job.folder))) {
       log::info("{} / {}: finished before, skipped", label, job.name);
       result.seconds += record.seconds(job.name);
       continue;

@@ -291,6 +291,12 @@ TEST(Runner, FloorsOnlyAtEqualNAndMarksOnlyTheEncodersNumbers) {
   EXPECT_EQ(rows[0].metrics["class_accuracy[judge@1a2b3c4d]"].note, "");
 }
 
+TEST(Accuracy, SharesKeepAnIntervalAtTheEnds) {
+  EXPECT_NEAR(share(50, 100).ci95, 0.0962, 1e-3);
+  EXPECT_GT(share(0, 60).ci95, 0.02);
+  EXPECT_EQ(share(0, 0).n, 0);
+}
+
 TEST(Runner, Percentiles) {
   EXPECT_EQ(percentile({5, 1, 3, 2, 4}, 0.5), 3);
   EXPECT_EQ(percentile({1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, 0.95), 10);
@@ -360,7 +366,7 @@ TEST(Report, IsBalancedEscapedAndSelfContained) {
   for (const char* outside : {"src=\"http", "href=\"http", "url(http", "@import"}) EXPECT_EQ(html.find(outside), std::string::npos) << outside;
   EXPECT_THAT(html, HasSubstr("data:image/png;base64,iVBOR"));
   EXPECT_THAT(html, HasSubstr("<svg"));
-  EXPECT_THAT(html, HasSubstr("FD[judge@1a2b3c4d] of samples: 0.500"));
+  EXPECT_THAT(html, HasSubstr("real against real at equal N: FD 0.500"));
   EXPECT_THAT(html, HasSubstr("nowhere: no metrics.jsonl"));
   if (const char* keep = std::getenv("FEWSTEP_KEEP_REPORT")) write_report(keep, report);  // to look at it by hand
   fs::remove_all(run);

@@ -65,7 +65,7 @@ rows:
   - label: with warm start
     jobs:
       - {name: first, command: probe, target: a.yaml}
-      - {name: second, command: probe, target: "${run:first}/model", set: {trainer: {init: "${run:tokens}"}}, args: ["--note", "${label}-${seed}"]}
+      - {name: second, command: probe, target: "${run:first}/model", set: {trainer: {init: "${run:tokens}", start: "${seed}"}}, args: ["--note", "${label}-${seed}"]}
 matrix: {second.lr: [1e-3, 1e-4], second.mode: ['a, b', c]}
 seeds: [3, 5]
 )");
@@ -76,7 +76,7 @@ seeds: [3, 5]
   const PlannedRun& run = plan.rows[1].runs[1];
   EXPECT_EQ(run.folder, folder_ / "out" / "with-warm-start--lr-1e-3--mode-c" / "seed-5");
   EXPECT_EQ(run.jobs[1].target, (run.folder / "first/model").string());
-  EXPECT_THAT(run.jobs[1].overrides, ElementsAre("trainer.init=" + (folder_ / "out/shared/tokens").string(), "lr=1e-3", "mode=c"));
+  EXPECT_THAT(run.jobs[1].overrides, ElementsAre("trainer.init=\"" + (folder_ / "out/shared/tokens").string() + "\"", "trainer.start=5", "lr=1e-3", "mode=c"));
   EXPECT_THAT(run.jobs[1].args, ElementsAre("--note", "with warm start, lr=1e-3, mode=c-5"));
   EXPECT_TRUE(run.jobs[0].overrides.empty());
 }
