@@ -128,7 +128,11 @@ struct Loader::Impl {
 
   Batch next() {
     if (failure) std::rethrow_exception(failure);
-    if (options.workers == 0) return make(consumed++);
+    if (options.workers == 0) {
+      Batch batch = make(consumed);  // an exception leaves the place: the next call says the same
+      ++consumed;
+      return batch;
+    }
     std::unique_lock lock(mutex);
     Slot& slot = slots[static_cast<size_t>(consumed % static_cast<int64_t>(slots.size()))];
     can_take.wait(lock, [&] { return slot.batch || slot.error; });

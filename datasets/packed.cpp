@@ -47,7 +47,9 @@ class Packed final : public Dataset {
     sample.label = images_.label(index);
     if (!attributes_.empty()) {
       const std::string place = fmt::format("{}: attributes of row {}", path_, index);
-      for (const auto& [name, word] : parse_or_fail(attributes_[static_cast<size_t>(index)], place).items())
+      const Json words = parse_or_fail(attributes_[static_cast<size_t>(index)], place);
+      if (!words.is_object()) fail<DataError>("{}: not an object: '{}'", place, words.dump());
+      for (const auto& [name, word] : words.items())
         sample.attributes[name] = word.is_string() ? word.get<std::string>() : word.dump();
     }
     return sample;
