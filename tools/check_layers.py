@@ -71,8 +71,8 @@ def check(root, path):
 
 def main():
     root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent.parent)
-    files = [p for top in ("src", "datasets", "trainers", "eval", "tools", "tests") for p in sorted((root / top).rglob("*"))
-             if p.suffix in (".h", ".cpp")]
+    tops = ("src", "datasets", "trainers", "eval", "tools", "tests")
+    files = [p for top in tops for p in sorted((root / top).rglob("*")) if p.suffix in (".h", ".cpp")]
     if not files:
         sys.exit(f"{root}: no sources here")
     bad = 0

@@ -9,12 +9,10 @@
 
 #include "datasets/dataset.h"
 #include "eval/eval_config.h"
-#include "eval/eval_config.h"
 #include "src/base/error.h"
 #include "src/base/table.h"
 #include "src/config/config.h"
 #include "tools/commands.h"
-#include "tools/experiment_config.h"
 #include "tools/experiment_config.h"
 #include "trainers/loop.h"
 
@@ -68,9 +66,9 @@ const Root& root_of(const fs::path& path) {
 template <class Config, class Kind>
 std::string explain_kind(const Kind& kind) {
   const std::unique_ptr<Config> config = kind.make();
-  return fmt::format("kind: {}\n{}", kind.name, config::explain_string(
-                                                    [](config::Visitor& v, void* p) { static_cast<Config*>(p)->describe(v); },
-                                                    config.get()));
+  return fmt::format(
+      "kind: {}\n{}", kind.name,
+      config::explain_string([](config::Visitor& v, void* p) { static_cast<Config*>(p)->describe(v); }, config.get()));
 }
 
 std::string explain(const std::string& what) {
@@ -97,10 +95,11 @@ std::string explain(const std::string& what) {
 void add_config_command(CLI::App& app) {
   CLI::App* config = app.add_subcommand("config", "Show, check or explain config files");
   config->require_subcommand(1);
-  config->footer("Examples:\n"
-                 "  fewstep config show configs/quickstart/vq.yaml loop.steps=200 > resolved.yaml\n"
-                 "  fewstep config check configs/quickstart/vq.yaml\n"
-                 "  fewstep config explain autoregressive");
+  config->footer(
+      "Examples:\n"
+      "  fewstep config show configs/quickstart/vq.yaml loop.steps=200 > resolved.yaml\n"
+      "  fewstep config check configs/quickstart/vq.yaml\n"
+      "  fewstep config explain autoregressive");
   struct State {
     std::string path, what;
     std::vector<std::string> overrides;
@@ -124,7 +123,8 @@ void add_config_command(CLI::App& app) {
   });
 
   CLI::App* explain_command = config->add_subcommand("explain", "Every key: type, default, range or choices, meaning");
-  explain_command->add_option("WHAT", state->what, "a config file, or or run, eval, experiment, a trainer's or a data set's name");
+  explain_command->add_option("WHAT", state->what,
+                              "a config file, or or run, eval, experiment, a trainer's or a data set's name");
   explain_command->callback([state] { fmt::print("{}", explain(state->what)); });
 }
 

@@ -33,7 +33,8 @@ constexpr int kUsage = 2, kData = 3;
 
 std::string type_name(const std::exception& e) {
   int status = 0;
-  const std::unique_ptr<char, decltype(&std::free)> name(abi::__cxa_demangle(typeid(e).name(), nullptr, nullptr, &status), &std::free);
+  const std::unique_ptr<char, decltype(&std::free)> name(
+      abi::__cxa_demangle(typeid(e).name(), nullptr, nullptr, &status), &std::free);
   return status == 0 ? name.get() : typeid(e).name();
 }
 
@@ -43,7 +44,8 @@ int report(const std::exception& e, const std::string& message, int code) {
   const bool list = message.find('\n') != std::string::npos;
   std::cerr << (list ? "" : "fewstep: ") << message << "\n";
   if (list) std::cerr << fmt::format("fewstep: {} problems\n", std::count(message.begin(), message.end(), '\n') + 1);
-  if (log::level() <= log::Level::debug) std::cerr << fmt::format("fewstep: thrown as {}, exit code {}\n", type_name(e), code);
+  if (log::level() <= log::Level::debug)
+    std::cerr << fmt::format("fewstep: thrown as {}, exit code {}\n", type_name(e), code);
   return code;
 }
 
@@ -81,7 +83,8 @@ std::string usage_message(const CLI::App& app, const CLI::ParseError& e, const s
   const CLI::App* command = &app;
   if (std::string_view(e.what()).find("subcommand") == std::string_view::npos) return e.what();
   for (size_t i = 0; i < arguments.size(); ++i) {
-    if (arguments[i] == "--log") ++i;  // the one option with a value that stands before a subcommand
+    if (arguments[i] == "--log")
+      ++i;  // the one option with a value that stands before a subcommand
     else if (!arguments[i].starts_with("-")) {
       std::vector<std::string> known;
       const CLI::App* chosen = nullptr;
@@ -111,24 +114,28 @@ int run(int argc, char** argv) {
   CLI::App app("Trains, distils, samples and evaluates few-step image generators.", "fewstep");
   app.set_version_flag("--version", fmt::format("fewstep {} ({})", kVersion, build_commit()));
   app.set_help_all_flag("--help-all", "Help of every subcommand");
-  app.add_option_function<std::string>("--log", [](const std::string& name) { log::set_level(log::parse_level(name)); },
-                                       "debug, info, warning or error: what is said on stderr")
+  app.add_option_function<std::string>(
+         "--log", [](const std::string& name) { log::set_level(log::parse_level(name)); },
+         "debug, info, warning or error: what is said on stderr")
       ->type_name("LEVEL")
       ->trigger_on_parse();
   app.require_subcommand(1);
-  app.footer("Examples:\n"
-             "  fewstep train configs/quickstart/vq.yaml loop.steps=200\n"
-             "  fewstep config explain\n"
-             "`fewstep COMMAND --help` shows a command's arguments.\n"
-             "Exit codes: 0 ok, 1 failed check or unexpected error, 2 config or usage, 3 file or data, 4 not a finite number,\n"
-             "5 distributed, 130 interrupted (state saved).");
+  app.footer(
+      "Examples:\n"
+      "  fewstep train configs/quickstart/vq.yaml loop.steps=200\n"
+      "  fewstep config explain\n"
+      "`fewstep COMMAND --help` shows a command's arguments.\n"
+      "Exit codes: 0 ok, 1 failed check or unexpected error, 2 config or usage, 3 file or data, 4 not a finite "
+      "number,\n"
+      "5 distributed, 130 interrupted (state saved).");
   add_commands(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() != static_cast<int>(CLI::ExitCodes::Success)) {
       std::string name = "fewstep";
-      for (const CLI::App* at = &app; !at->get_subcommands().empty(); name += " " + at->get_name()) at = at->get_subcommands()[0];
+      for (const CLI::App* at = &app; !at->get_subcommands().empty(); name += " " + at->get_name())
+        at = at->get_subcommands()[0];
       std::cerr << fmt::format("fewstep: {}\nRun `{} --help` for the arguments.\n",
                                usage_message(app, e, {argv + 1, argv + argc}), name);
       return kUsage;
@@ -137,7 +144,8 @@ int run(int argc, char** argv) {
     std::cout.flush();
   }
   // A full disk behind `> file` shows only here.
-  if (std::fflush(stdout) != 0 || !std::cout) fail<DataError>("standard output cannot be written: {}", std::strerror(errno));
+  if (std::fflush(stdout) != 0 || !std::cout)
+    fail<DataError>("standard output cannot be written: {}", std::strerror(errno));
   return 0;
 }
 

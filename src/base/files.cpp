@@ -23,21 +23,29 @@ namespace {
 std::string reason(int code) {
   const std::string words = std::generic_category().message(code);
   switch (code) {
-    case ENOSPC: return words + " (the disk is full: free some space or choose another folder)";
-    case EDQUOT: return words + " (your quota on this disk is used up)";
-    case EFBIG: return words + " (limit on the size of a file: see ulimit -f)";
+    case ENOSPC:
+      return words + " (the disk is full: free some space or choose another folder)";
+    case EDQUOT:
+      return words + " (your quota on this disk is used up)";
+    case EFBIG:
+      return words + " (limit on the size of a file: see ulimit -f)";
     case EACCES:
-    case EPERM: return words + " (check the owner and mode of the file and its folder)";
-    case EROFS: return words + " (choose a folder on a writable disk)";
-    case EMFILE: return words + " (see ulimit -n)";
-    default: return words;
+    case EPERM:
+      return words + " (check the owner and mode of the file and its folder)";
+    case EROFS:
+      return words + " (choose a folder on a writable disk)";
+    case EMFILE:
+      return words + " (see ulimit -n)";
+    default:
+      return words;
   }
 }
 
 // Owns a descriptor until released; errors on the way close it.
 class Descriptor {
  public:
-  Descriptor(const fs::path& path, int flags, const char* doing) : value_(::open(path.c_str(), flags | O_CLOEXEC, 0666)) {
+  Descriptor(const fs::path& path, int flags, const char* doing)
+      : value_(::open(path.c_str(), flags | O_CLOEXEC, 0666)) {
     if (value_ < 0) fail<DataError>("{}: cannot be {}: {}", path.string(), doing, reason(errno));
   }
   ~Descriptor() {
@@ -59,7 +67,7 @@ fs::path folder_of(const fs::path& path) { return path.has_parent_path() ? path.
 std::string read_text(const fs::path& path) {
   Descriptor file(path, O_RDONLY, "read");
   std::string text;
-  struct stat info{};
+  struct stat info {};
   if (::fstat(file.get(), &info) == 0 && info.st_size > 0) text.reserve(static_cast<size_t>(info.st_size));
   char buffer[1 << 16];
   for (;;) {
@@ -129,13 +137,14 @@ void make_directories(const fs::path& path) {
 
 MappedFile::MappedFile(const fs::path& path) {
   Descriptor file(path, O_RDONLY, "read");
-  struct stat info{};
+  struct stat info {};
   if (::fstat(file.get(), &info) != 0) fail<DataError>("{}: cannot be read: {}", path.string(), reason(errno));
   if (!S_ISREG(info.st_mode)) fail<DataError>("{}: is not a file", path.string());
   if (info.st_size == 0) fail<DataError>("{}: the file is empty", path.string());
   size_ = static_cast<size_t>(info.st_size);
   void* map = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
-  if (map == MAP_FAILED) fail<DataError>("{}: cannot be mapped ({}): {}", path.string(), human_bytes(size_), reason(errno));
+  if (map == MAP_FAILED)
+    fail<DataError>("{}: cannot be mapped ({}): {}", path.string(), human_bytes(size_), reason(errno));
   data_ = static_cast<const std::byte*>(map);
 }
 
@@ -153,7 +162,8 @@ FileLock::FileLock(const fs::path& path) {
   }
   // The id is for the message above only: the lock itself goes with the process, however it ends.
   const std::string pid = fmt::format("{}\n", ::getpid());
-  if (::ftruncate(file.get(), 0) != 0 || ::pwrite(file.get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size()))
+  if (::ftruncate(file.get(), 0) != 0 ||
+      ::pwrite(file.get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size()))
     fail<DataError>("{}: cannot be written: {}", path.string(), reason(errno));
   descriptor_ = file.release();
 }

@@ -34,7 +34,7 @@ void append_jsonl(const std::filesystem::path& path, const Json& value) {
   const std::string line = dump(value, -1);
   const int file = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   if (file < 0) fail<DataError>("{}: cannot be written: {}", path.string(), std::generic_category().message(errno));
-  struct stat before{};
+  struct stat before {};
   const bool known = ::fstat(file, &before) == 0;
   errno = 0;
   const ssize_t written = ::write(file, line.data(), line.size());

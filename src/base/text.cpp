@@ -46,7 +46,8 @@ std::string nearest(std::string_view word, std::span<const std::string> known) {
 
 std::string not_one_of(std::string_view word, std::span<const std::string> known) {
   const std::string close = nearest(word, known);
-  return fmt::format("'{}' is not one of {}{}", word, known.empty() ? "(nothing)" : fmt::format("{}", fmt::join(known, ", ")),
+  return fmt::format("'{}' is not one of {}{}", word,
+                     known.empty() ? "(nothing)" : fmt::format("{}", fmt::join(known, ", ")),
                      close.empty() ? "" : fmt::format(" (did you mean '{}'?)", close));
 }
 
@@ -79,12 +80,23 @@ std::string escape_html(std::string_view text) {
   out.reserve(text.size());
   for (const char c : text) {
     switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&quot;"; break;
-      case '\'': out += "&#39;"; break;
-      default: out += c;
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      case '\'':
+        out += "&#39;";
+        break;
+      default:
+        out += c;
     }
   }
   return out;

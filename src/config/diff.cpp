@@ -35,7 +35,8 @@ std::vector<Difference> differences(const std::string& before_yaml, const std::s
   std::vector<Difference> out;
   for (const std::string& key : keys) {
     const auto b = before.find(key), a = after.find(key);
-    const std::string old_value = b == before.end() ? "(absent)" : b->second, new_value = a == after.end() ? "(absent)" : a->second;
+    const std::string old_value = b == before.end() ? "(absent)" : b->second,
+                      new_value = a == after.end() ? "(absent)" : a->second;
     if (old_value != new_value) out.push_back({key, old_value, new_value});
   }
   return out;

@@ -10,7 +10,8 @@ namespace fewstep::config {
 namespace {
 
 std::string limits(Range r) {
-  const bool low = r.min > -std::numeric_limits<double>::infinity(), high = r.max < std::numeric_limits<double>::infinity();
+  const bool low = r.min > -std::numeric_limits<double>::infinity(),
+             high = r.max < std::numeric_limits<double>::infinity();
   if (low && high) return fmt::format("  [{} to {}]", r.min, r.max);
   if (high) return fmt::format("  [at most {}]", r.max);
   if (r.min == kPositive.min) return "  [> 0]";
@@ -32,14 +33,18 @@ class Explain final : public Visitor {
     return out;
   }
 
-  void field(std::string_view key, bool& v, std::string_view doc) override { add(key, "bool", v ? "true" : "false", "", doc); }
+  void field(std::string_view key, bool& v, std::string_view doc) override {
+    add(key, "bool", v ? "true" : "false", "", doc);
+  }
   void field(std::string_view key, int64_t& v, std::string_view doc, Range r) override {
     add(key, "int", fmt::format("{}", v), limits(r), doc);
   }
   void field(std::string_view key, double& v, std::string_view doc, Range r) override {
     add(key, "float", fmt::format("{}", v), limits(r), doc);
   }
-  void field(std::string_view key, std::string& v, std::string_view doc) override { add(key, "string", string_text(v), "", doc); }
+  void field(std::string_view key, std::string& v, std::string_view doc) override {
+    add(key, "string", string_text(v), "", doc);
+  }
   void field(std::string_view key, std::vector<int64_t>& v, std::string_view doc, Range r) override {
     add(key, "list of int", fmt::format("[{}]", fmt::join(v, ", ")), limits(r), doc);
   }
@@ -58,7 +63,8 @@ class Explain final : public Visitor {
   void require(std::string_view key) override {
     Frame& frame = frames_.back();
     frame.required.emplace_back(key);
-    if (const auto line = frame.lines.find(std::string(key)); line != frame.lines.end()) lines_[line->second].required = true;
+    if (const auto line = frame.lines.find(std::string(key)); line != frame.lines.end())
+      lines_[line->second].required = true;
   }
   void check(bool, std::string_view, std::string_view) override {}
 
@@ -77,7 +83,8 @@ class Explain final : public Visitor {
     frames_.push_back({});
     return true;
   }
-  bool document_kinds(std::string_view key, std::string_view doc, std::span<const std::string> names, int current) override {
+  bool document_kinds(std::string_view key, std::string_view doc, std::span<const std::string> names,
+                      int current) override {
     const std::string chosen = current >= 0 ? " = " + names[static_cast<size_t>(current)] : "";
     header(key, fmt::format(": one kind of {}{}", fmt::join(names, "|"), chosen), doc);
     frames_.push_back({});
@@ -87,7 +94,9 @@ class Explain final : public Visitor {
     header("kind", fmt::format(": {}", name), "");
     frames_.push_back({});
   }
-  bool enter_kind(std::string_view, std::string_view, bool) override { return false; }  // never: document_kinds() is true
+  bool enter_kind(std::string_view, std::string_view, bool) override {
+    return false;
+  }  // never: document_kinds() is true
   int kind(std::span<const std::string>, int current) override { return current; }
   int64_t enter_list(std::string_view key, std::string_view doc, int64_t) override {
     header(key, ": list of maps", doc);
@@ -113,9 +122,11 @@ class Explain final : public Visitor {
     Frame& frame = frames_.back();
     frame.lines[std::string(key)] = lines_.size();
     const bool required = std::find(frame.required.begin(), frame.required.end(), key) != frame.required.end();
-    lines_.push_back({std::string(2 * (frames_.size() - 1), ' ') + std::string(key) + rest, std::string(doc), required});
+    lines_.push_back(
+        {std::string(2 * (frames_.size() - 1), ' ') + std::string(key) + rest, std::string(doc), required});
   }
-  void add(std::string_view key, std::string_view type, const std::string& value, const std::string& range, std::string_view doc) {
+  void add(std::string_view key, std::string_view type, const std::string& value, const std::string& range,
+           std::string_view doc) {
     header(key, fmt::format(": {} = {}{}", type, value, range), doc);
   }
 

@@ -33,7 +33,8 @@ std::string read_config_text(const fs::path& path, std::string& why) {
   char buffer[1 << 14];
   while (text.size() <= kMaxBytes && (file.read(buffer, sizeof buffer), file.gcount() > 0))
     text.append(buffer, static_cast<size_t>(file.gcount()));
-  if (text.size() > kMaxBytes) return why = fmt::format("larger than {}: this is not a config file", human_bytes(kMaxBytes)), "";
+  if (text.size() > kMaxBytes)
+    return why = fmt::format("larger than {}: this is not a config file", human_bytes(kMaxBytes)), "";
   return text;
 }
 
@@ -43,8 +44,9 @@ ValuePtr parse_layer(const std::string& text, int layer, Problems& problems) {
   ValuePtr tree = parse_yaml(text, origin, problems);
   if (tree && tree->is(Value::Type::map)) return tree;
   if (tree && !tree->is(Value::Type::null))
-    problems.add(tree->place, fmt::format("expected `key: value` lines, got {}{}", shape_of(*tree),
-                                          tree->text.find(':') != std::string::npos ? " (is there a space after the colon?)" : ""));
+    problems.add(tree->place,
+                 fmt::format("expected `key: value` lines, got {}{}", shape_of(*tree),
+                             tree->text.find(':') != std::string::npos ? " (is there a space after the colon?)" : ""));
   if (!tree || !tree->is(Value::Type::null)) problems.incomplete = true;
   return empty_map(origin);
 }
@@ -75,7 +77,8 @@ struct Chain {
     for (int layer = 0;; ++layer) {
       std::string why;
       const std::string text = read_config_text(path, why);
-      if (!why.empty()) throw ConfigError(fmt::format("{}: cannot be read: {}", display(path), why));  // the first: no place
+      if (!why.empty())
+        throw ConfigError(fmt::format("{}: cannot be read: {}", display(path), why));  // the first: no place
       seen.push_back(identity(path));
       problems.add_layer(display(path));
       ValuePtr tree = parse_layer(text, layer, problems);
@@ -101,7 +104,8 @@ struct Chain {
     const fs::path path = (from.parent_path() / value.text).lexically_normal();
     const auto again = std::find(seen.begin(), seen.end(), identity(path));
     if (again != seen.end()) {
-      problems.add(value.place, fmt::format("base: {} is below itself: the files name each other in a circle", display(path)));
+      problems.add(value.place,
+                   fmt::format("base: {} is below itself: the files name each other in a circle", display(path)));
       return {};
     }
     std::string why;
@@ -109,8 +113,9 @@ struct Chain {
     if (fs::exists(path, code) && !fs::is_regular_file(path, code)) why = "it is not a file";
     if (why.empty()) read_config_text(path, why);
     if (why.empty()) return path;
-    problems.add(value.place, fmt::format("base: {} cannot be read: {} (the path is relative to the file that names it)",
-                                          display(path), why));
+    problems.add(value.place,
+                 fmt::format("base: {} cannot be read: {} (the path is relative to the file that names it)",
+                             display(path), why));
     return {};
   }
 };
@@ -141,7 +146,8 @@ void add_override(const std::string& text, Place place, ValuePtr& root, Problems
 }
 
 ValuePtr load_overrides(std::span<const std::string> overrides, int layer, Problems& problems) {
-  // Kinds first: `t.width=3 t.kind=x` means the same as `t.kind=x t.width=3`, but a new kind drops what stands below it.
+  // Kinds first: `t.width=3 t.kind=x` means the same as `t.kind=x t.width=3`, but a new kind drops what stands below
+  // it.
   ValuePtr root = empty_map({layer, 1, 1});
   const auto sets_kind = [](const std::string& text) {
     const std::string_view key = trim(std::string_view(text).substr(0, text.find('=')));
@@ -149,7 +155,8 @@ ValuePtr load_overrides(std::span<const std::string> overrides, int layer, Probl
   };
   for (const bool kinds : {true, false})
     for (size_t i = 0; i < overrides.size(); ++i)
-      if (sets_kind(overrides[i]) == kinds) add_override(overrides[i], {layer, static_cast<int>(i) + 1, 1}, root, problems);
+      if (sets_kind(overrides[i]) == kinds)
+        add_override(overrides[i], {layer, static_cast<int>(i) + 1, 1}, root, problems);
   return root;
 }
 

@@ -8,9 +8,9 @@
 
 namespace fewstep::config {
 
-// `path`, the chain of files its `base:` names below it, `overrides` above. Layers of `problems`: the named file, its bases
-// downwards, the command line. ConfigError when `path` itself cannot be read; otherwise never null: what could not be read
-// is an empty map, with `problems.incomplete` set.
+// `path`, the chain of files its `base:` names below it, `overrides` above. Layers of `problems`: the named file, its
+// bases downwards, the command line. ConfigError when `path` itself cannot be read; otherwise never null: what could
+// not be read is an empty map, with `problems.incomplete` set.
 ValuePtr load_layers(const std::filesystem::path& path, std::span<const std::string> overrides, Problems& problems);
 // The overrides alone.
 ValuePtr load_command_line(std::span<const std::string> overrides, Problems& problems);

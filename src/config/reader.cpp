@@ -12,7 +12,8 @@ namespace fewstep::config {
 namespace {
 
 std::string range_words(Range r) {
-  const bool low = r.min > -std::numeric_limits<double>::infinity(), high = r.max < std::numeric_limits<double>::infinity();
+  const bool low = r.min > -std::numeric_limits<double>::infinity(),
+             high = r.max < std::numeric_limits<double>::infinity();
   if (low && high) return fmt::format("between {} and {}", r.min, r.max);
   if (high) return fmt::format("at most {}", r.max);
   return r.min == kPositive.min ? std::string("greater than 0") : fmt::format("at least {}", r.min);
@@ -51,7 +52,8 @@ class Reader final : public Visitor {
       else if (problems_.full())
         return;
       else
-        report(item.place, fmt::format("{}[{}]", dotted(key), i), fmt::format("expected a string, got {}", shape_of(item)));
+        report(item.place, fmt::format("{}[{}]", dotted(key), i),
+               fmt::format("expected a string, got {}", shape_of(item)));
     }
     v = std::move(read);
   }
@@ -169,7 +171,9 @@ class Reader final : public Visitor {
   };
 
   Frame& top() { return frames_.back(); }
-  void push(ValuePtr node, Place at, std::string path) { frames_.push_back({std::move(node), at, std::move(path), {}}); }
+  void push(ValuePtr node, Place at, std::string path) {
+    frames_.push_back({std::move(node), at, std::move(path), {}});
+  }
   std::string dotted(std::string_view key) const {
     const std::string& path = frames_.back().path;
     return path.empty() ? std::string(key) : fmt::format("{}.{}", path, key);
@@ -229,7 +233,8 @@ class Reader final : public Visitor {
       std::optional<std::string> wrong;
       if (!item.is(Value::Type::scalar))
         wrong = fmt::format("expected {}, got {}", want, shape_of(item));
-      else if (wrong = convert(item, want, parse, x); !wrong && !(static_cast<double>(x) >= r.min && static_cast<double>(x) <= r.max))
+      else if (wrong = convert(item, want, parse, x);
+               !wrong && !(static_cast<double>(x) >= r.min && static_cast<double>(x) <= r.max))
         wrong = fmt::format("{} must be {}", x, range_words(r));
       if (wrong && problems_.full()) return;
       if (wrong) {
@@ -244,7 +249,8 @@ class Reader final : public Visitor {
     if (v >= r.min && v <= r.max) return;
     report(top().node->find(key)->value->place, dotted(key), fmt::format("{} must be {}", shown, range_words(r)));
   }
-  void flatten(const std::string& where, const std::string& prefix, const Value& map, Overrides& out, std::set<std::string>& seen) {
+  void flatten(const std::string& where, const std::string& prefix, const Value& map, Overrides& out,
+               std::set<std::string>& seen) {
     for (const Entry& e : map.entries) {
       const std::string name = prefix.empty() ? e.key : prefix + "." + e.key;
       if (e.key.empty()) {
@@ -269,7 +275,8 @@ class Reader final : public Visitor {
 
 }  // namespace
 
-void read_file(const std::filesystem::path& path, std::span<const std::string> overrides, DescribeRoot describe_root, void* root) {
+void read_file(const std::filesystem::path& path, std::span<const std::string> overrides, DescribeRoot describe_root,
+               void* root) {
   Problems problems;
   Reader reader(problems, load_layers(path, overrides, problems));
   describe_root(reader, root);

@@ -48,7 +48,7 @@ bool looks_decimal(std::string_view text) {
 
 // What any YAML reader might take for something other than a string.
 bool looks_like_another_type(std::string_view text) {
-  static constexpr std::array<std::string_view, 12> kWords = {"true", "false", "yes", "no",  "on", "off",
+  static constexpr std::array<std::string_view, 12> kWords = {"true", "false", "yes",  "no",  "on",  "off",
                                                               "y",    "n",     "null", "nan", "inf", "infinity"};
   const std::string lower = to_lower(text);
   for (const std::string_view word : kWords)
@@ -145,16 +145,24 @@ std::string string_text(std::string_view text) {
     const std::string_view sequence = text.substr(i, length);
     i += length;
     const auto c = static_cast<unsigned char>(sequence[0]);
-    if (c == '"' || c == '\\') out += fmt::format("\\{}", sequence);
-    else if (c == '\n') out += "\\n";
-    else if (c == '\t') out += "\\t";
-    else if (c < 0x20 || c == 0x7F) out += fmt::format("\\x{:02X}", c);
+    if (c == '"' || c == '\\')
+      out += fmt::format("\\{}", sequence);
+    else if (c == '\n')
+      out += "\\n";
+    else if (c == '\t')
+      out += "\\t";
+    else if (c < 0x20 || c == 0x7F)
+      out += fmt::format("\\x{:02X}", c);
     else if (c == 0xC2 && static_cast<unsigned char>(sequence[1]) < 0xA0)  // C1 controls, among them YAML's NEL
       out += fmt::format("\\x{:02X}", static_cast<unsigned char>(sequence[1]));
-    else if (sequence == "\u2028") out += "\\u2028";  // YAML 1.1 line breaks
-    else if (sequence == "\u2029") out += "\\u2029";
-    else if (sequence == "\ufeff") out += "\\uFEFF";
-    else out += sequence;
+    else if (sequence == "\u2028")
+      out += "\\u2028";  // YAML 1.1 line breaks
+    else if (sequence == "\u2029")
+      out += "\\u2029";
+    else if (sequence == "\ufeff")
+      out += "\\uFEFF";
+    else
+      out += sequence;
   }
   return out + "\"";
 }
@@ -174,9 +182,12 @@ std::string printable(std::string_view text) {
     if (out.size() > 76) return out + "...";
     const size_t length = utf8_length(text, i);
     const auto c = static_cast<unsigned char>(text[i]);
-    if (c == '\n') out += "\\n";
-    else if (length == 0 || c < 0x20 || c == 0x7F) out += fmt::format("\\x{:02x}", c);
-    else out += text.substr(i, length);
+    if (c == '\n')
+      out += "\\n";
+    else if (length == 0 || c < 0x20 || c == 0x7F)
+      out += fmt::format("\\x{:02x}", c);
+    else
+      out += text.substr(i, length);
     i += length == 0 ? 1 : length;
   }
   return out;

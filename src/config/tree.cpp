@@ -59,7 +59,8 @@ class Places {
 // keys, and expand nothing.
 class Builder final : public YAML::EventHandler {
  public:
-  Builder(std::string_view text, Places& places, Problems& problems) : text_(text), places_(places), problems_(problems) {}
+  Builder(std::string_view text, Places& places, Problems& problems)
+      : text_(text), places_(places), problems_(problems) {}
   ValuePtr root() const { return root_; }
 
   void OnDocumentStart(const YAML::Mark& mark) override {
@@ -69,7 +70,8 @@ class Builder final : public YAML::EventHandler {
   void OnNull(const YAML::Mark& mark, YAML::anchor_t anchor) override {
     auto value = make(Value::Type::null, mark);
     // An empty list item has the mark of what follows it.
-    const std::string_view rest = mark.pos >= 0 ? text_.substr(std::min<size_t>(text_.size(), static_cast<size_t>(mark.pos))) : "";
+    const std::string_view rest =
+        mark.pos >= 0 ? text_.substr(std::min<size_t>(text_.size(), static_cast<size_t>(mark.pos))) : "";
     const bool written = rest.starts_with('~') || to_lower(rest.substr(0, 4)) == "null";
     if (!written && !stack_.empty()) value->place = stack_.back().value->place;
     finish(value, anchor);
@@ -85,7 +87,8 @@ class Builder final : public YAML::EventHandler {
     check_depth(mark, copy->depth);
     add(std::move(copy));
   }
-  void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor, const std::string& text) override {
+  void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
+                const std::string& text) override {
     auto value = make(Value::Type::scalar, mark);
     value->text = text;
     value->quoted = tag == "!";
@@ -93,11 +96,13 @@ class Builder final : public YAML::EventHandler {
     if (text.find('\0') != std::string::npos) problems_.add(value->place, "the text contains a NUL character");
     finish(value, anchor);
   }
-  void OnSequenceStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor, YAML::EmitterStyle::value) override {
+  void OnSequenceStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
+                       YAML::EmitterStyle::value) override {
     open(Value::Type::list, mark, tag, anchor);
   }
   void OnSequenceEnd() override { close(); }
-  void OnMapStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor, YAML::EmitterStyle::value) override {
+  void OnMapStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
+                  YAML::EmitterStyle::value) override {
     open(Value::Type::map, mark, tag, anchor);
   }
   void OnMapEnd() override { close(); }
@@ -165,12 +170,14 @@ class Builder final : public YAML::EventHandler {
     frame.have_key = true;
     frame.keep = false;
     frame.entry = {key.text, key.place, nullptr};
-    if (!key.is(Value::Type::scalar)) return problems_.add(key.place, fmt::format("a key must be a word, got {}", shape_of(key)));
+    if (!key.is(Value::Type::scalar))
+      return problems_.add(key.place, fmt::format("a key must be a word, got {}", shape_of(key)));
     if (key.text == "<<" && !key.quoted)
       return problems_.add(key.place, "'<<' (merge) is not supported: layer a whole file with `base: file.yaml`");
     const auto [earlier, fresh] = frame.lines.emplace(key.text, key.place.line);
     if (!fresh)
-      return problems_.add(key.place, fmt::format("key '{}' was already given at line {}", printable(key.text), earlier->second));
+      return problems_.add(key.place,
+                           fmt::format("key '{}' was already given at line {}", printable(key.text), earlier->second));
     frame.keep = true;
   }
 
@@ -219,10 +226,14 @@ const Entry* Value::find(std::string_view key) const {
 
 std::string shape_of(const Value& value) {
   switch (value.type) {
-    case Value::Type::null: return "null";
-    case Value::Type::list: return "a list";
-    case Value::Type::map: return "a map";
-    case Value::Type::scalar: break;
+    case Value::Type::null:
+      return "null";
+    case Value::Type::list:
+      return "a list";
+    case Value::Type::map:
+      return "a map";
+    case Value::Type::scalar:
+      break;
   }
   return fmt::format("'{}'{}", printable(value.text), value.quoted ? " in quotes" : "");
 }
@@ -298,7 +309,8 @@ ValuePtr merge(const ValuePtr& lower, const ValuePtr& upper, PlacesOf maps) {
 std::string flow_text(const Value& value) {
   std::string out;
   switch (value.type) {
-    case Value::Type::null: return "null";
+    case Value::Type::null:
+      return "null";
     case Value::Type::scalar: {
       bool flag;
       double number;

@@ -9,7 +9,8 @@
 
 namespace fewstep::config {
 
-// Layers: the file that was named, its bases downwards, and last the command line. Lines and columns (in characters) count from 1.
+// Layers: the file that was named, its bases downwards, and last the command line. Lines and columns (in characters)
+// count from 1.
 struct Place {
   int layer = 0, line = 1, column = 1;
   auto operator<=>(const Place&) const = default;
@@ -29,7 +30,7 @@ struct Value {
   std::string text;  // of a scalar
   bool quoted = false;
   std::vector<ValuePtr> items;
-  std::vector<Entry> entries;  // in file order, without duplicates
+  std::vector<Entry> entries;   // in file order, without duplicates
   size_t nodes = 1, depth = 1;  // of the subtree, aliases counted as often as they stand there
 
   bool is(Type t) const { return type == t; }
@@ -59,8 +60,9 @@ class Problems {
 
 // Null pointer after a syntax error (reported). `origin`: place of the text's first character.
 ValuePtr parse_yaml(std::string_view text, Place origin, Problems& problems);
-// Maps key by key, all else replaced; a map that names another `kind` than the one below it replaces it whole. `lower` may
-// be null. Where "key missing" is reported for a merged map: the upper file, but not a command line that set one key of it.
+// Maps key by key, all else replaced; a map that names another `kind` than the one below it replaces it whole. `lower`
+// may be null. Where "key missing" is reported for a merged map: the upper file, but not a command line that set one
+// key of it.
 enum class PlacesOf { lower, upper };
 ValuePtr merge(const ValuePtr& lower, const ValuePtr& upper, PlacesOf maps = PlacesOf::upper);
 // One line of YAML that reads back to the same value: how `a.b=[1, 2]` would be typed.

@@ -67,10 +67,10 @@ class Writer final : public Visitor {
 
  private:
   struct Block {
-    std::string head;    // "key:" is written when the first line inside it is, or with `empty` behind it
+    std::string head;  // "key:" is written when the first line inside it is, or with `empty` behind it
     std::string empty;
-    size_t indent;       // of the lines inside
-    bool item = false;   // the first line inside follows "- "
+    size_t indent;      // of the lines inside
+    bool item = false;  // the first line inside follows "- "
     bool begun = false;
   };
 

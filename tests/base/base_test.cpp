@@ -34,7 +34,9 @@ using testing::StartsWith;
 
 class Files : public testing::Test {
  protected:
-  Files() : folder_(fs::temp_directory_path() / fmt::format("fewstep_base_{}", ::getpid())) { fs::create_directories(folder_); }
+  Files() : folder_(fs::temp_directory_path() / fmt::format("fewstep_base_{}", ::getpid())) {
+    fs::create_directories(folder_);
+  }
   ~Files() override { fs::remove_all(folder_); }
   std::vector<std::string> names() const {
     std::vector<std::string> out;
@@ -85,7 +87,8 @@ TEST(Text, NearestWordCountsSwapsAsOneEdit) {
   EXPECT_EQ(nearest("", known), "");
   EXPECT_EQ(nearest("x", std::vector<std::string>{"y"}), "");  // every letter wrong is not close
   EXPECT_EQ(nearest(std::string(100000, 'a'), known), "");
-  EXPECT_EQ(not_one_of("nam", known), "'nam' is not one of steps, seed, name, generator, optimizer (did you mean 'name'?)");
+  EXPECT_EQ(not_one_of("nam", known),
+            "'nam' is not one of steps, seed, name, generator, optimizer (did you mean 'name'?)");
   EXPECT_EQ(not_one_of("x", {}), "'x' is not one of (nothing)");
 }
 
@@ -112,7 +115,8 @@ TEST(Text, NumbersForPeople) {
   EXPECT_EQ(human_duration(59.97), "1:00");
   EXPECT_EQ(human_duration(3723), "1:02:03");
   EXPECT_EQ(human_duration(-1), "?");
-  EXPECT_THAT(utc_timestamp(), testing::MatchesRegex("20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9]Z"));
+  EXPECT_THAT(utc_timestamp(),
+              testing::MatchesRegex("20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9]Z"));
 }
 
 TEST(Hash, KnownAnswers) {
@@ -132,7 +136,8 @@ TEST(Hash, KnownAnswers) {
 }
 
 TEST(Philox, KnownAnswers) {  // Random123, kat_vectors
-  EXPECT_EQ(philox4x32({0, 0, 0, 0}, {0, 0}), (std::array<uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+  EXPECT_EQ(philox4x32({0, 0, 0, 0}, {0, 0}),
+            (std::array<uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
   EXPECT_EQ(philox4x32({0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff}, {0xffffffff, 0xffffffff}),
             (std::array<uint32_t, 4>{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
   double sum = 0;
@@ -155,21 +160,26 @@ TEST_F(Files, AtomicWriteReplacesAndLeavesNothingBehind) {
 }
 
 TEST_F(Files, ErrorsNamePathAndReason) {
-  EXPECT_EQ(data_error([&] { read_text(folder_ / "none"); }), (folder_ / "none").string() + ": cannot be read: No such file or directory");
+  EXPECT_EQ(data_error([&] { read_text(folder_ / "none"); }),
+            (folder_ / "none").string() + ": cannot be read: No such file or directory");
   EXPECT_THAT(data_error([&] { read_text(folder_); }), HasSubstr("Is a directory"));
-  EXPECT_THAT(data_error([&] { write_text_atomic(folder_ / "no/such/x", ""); }), StartsWith((folder_ / "no/such/x").string() + ": cannot be written"));
+  EXPECT_THAT(data_error([&] { write_text_atomic(folder_ / "no/such/x", ""); }),
+              StartsWith((folder_ / "no/such/x").string() + ": cannot be written"));
   EXPECT_THAT(data_error([&] { sha256_file((folder_ / "none").string()); }), HasSubstr("none: cannot be read"));
   EXPECT_THAT(data_error([&] { MappedFile map(folder_); }), HasSubstr("is not a file"));
   write_text_atomic(folder_ / "empty", "");
   EXPECT_THAT(data_error([&] { MappedFile map(folder_ / "empty"); }), HasSubstr("the file is empty"));
   EXPECT_THAT(data_error([&] { make_directories(folder_ / "empty"); }), HasSubstr("cannot be made: Not a directory"));
-  EXPECT_THAT(data_error([&] { make_directories(folder_ / "empty/below"); }), HasSubstr("cannot be made: Not a directory"));
-  EXPECT_THAT(data_error([&] { make_directories("/proc/fewstep"); }), StartsWith("/proc/fewstep: the folder cannot be made"));
+  EXPECT_THAT(data_error([&] { make_directories(folder_ / "empty/below"); }),
+              HasSubstr("cannot be made: Not a directory"));
+  EXPECT_THAT(data_error([&] { make_directories("/proc/fewstep"); }),
+              StartsWith("/proc/fewstep: the folder cannot be made"));
 }
 
 TEST_F(Files, NoPermission) {
   if (::getuid() == 0) {  // root may write anywhere: become somebody else
-    fs::permissions(folder_, fs::perms::owner_all | fs::perms::group_read | fs::perms::group_exec | fs::perms::others_read | fs::perms::others_exec);
+    fs::permissions(folder_, fs::perms::owner_all | fs::perms::group_read | fs::perms::group_exec |
+                                 fs::perms::others_read | fs::perms::others_exec);
     const auto [status, text] = in_child([&] {
       if (::setuid(65534) != 0) return 1;
       const std::string message = data_error([&] { write_text_atomic(folder_ / "x", "y"); });
@@ -185,7 +195,10 @@ TEST_F(Files, NoPermission) {
 
 TEST_F(Files, FullDisk) {
   if (!fs::exists("/dev/full")) GTEST_SKIP() << "no /dev/full";
-  EXPECT_THAT(data_error([] { append_jsonl("/dev/full", Json{{"a", 1}}); }), HasSubstr("/dev/full: cannot be written: No space left on device"));
+  EXPECT_THAT(data_error([] {
+                append_jsonl("/dev/full", Json{{"a", 1}});
+              }),
+              HasSubstr("/dev/full: cannot be written: No space left on device"));
 }
 
 TEST_F(Files, AFileSizeLimitIsAnErrorAndKeepsTheOldFile) {
@@ -198,7 +211,8 @@ TEST_F(Files, AFileSizeLimitIsAnErrorAndKeepsTheOldFile) {
     ::setrlimit(RLIMIT_FSIZE, &limit);
     const std::string whole = data_error([&] { write_text_atomic(file, std::string(5000, 'x')); });
     const std::string line = data_error([&] { append_jsonl(log, Json{{"text", std::string(200, 'y')}}); });
-    return whole.find("big: cannot be written: File too large") == std::string::npos || line.find("log.jsonl: cannot be written") == std::string::npos;
+    return whole.find("big: cannot be written: File too large") == std::string::npos ||
+           line.find("log.jsonl: cannot be written") == std::string::npos;
   });
   EXPECT_EQ(status, 0) << text;
   EXPECT_EQ(read_text(file), "old");
@@ -250,7 +264,8 @@ TEST(Log, LevelsRanksAndLines) {
     return 0;
   });
   EXPECT_EQ(status, 0);
-  EXPECT_THAT(text, testing::MatchesRegex("[0-9:]+ hello 1\n[0-9:]+ .rank 2. warning: careful\n[0-9:]+ .rank 2. error: broken\n"));
+  EXPECT_THAT(text, testing::MatchesRegex(
+                        "[0-9:]+ hello 1\n[0-9:]+ .rank 2. warning: careful\n[0-9:]+ .rank 2. error: broken\n"));
   EXPECT_EQ(log::parse_level("warning"), log::Level::warning);
   EXPECT_THROW(log::parse_level("loud"), ConfigError);
 }
@@ -265,7 +280,8 @@ TEST(Progress, PlainLinesWithoutATerminal) {
     return 0;
   });
   EXPECT_EQ(status, 0);
-  EXPECT_THAT(text, testing::MatchesRegex("[0-9:]+ train  100%  200/200  [0-9.]+ m?s  loss 0.5\n[0-9:]+ empty  100%  0/0  .*\n"));
+  EXPECT_THAT(text, testing::MatchesRegex(
+                        "[0-9:]+ train  100%  200/200  [0-9.]+ m?s  loss 0.5\n[0-9:]+ empty  100%  0/0  .*\n"));
 }
 
 TEST(Signals, StopThenDieAtTheSecondInterrupt) {

@@ -30,7 +30,9 @@ const fs::path kFolder = fs::path(FEWSTEP_SOURCE_DIR) / "tests/config";
 
 class Scratch {
  public:
-  Scratch() : path_(fs::temp_directory_path() / fmt::format("fewstep_config_{}", ::getpid())) { fs::create_directories(path_); }
+  Scratch() : path_(fs::temp_directory_path() / fmt::format("fewstep_config_{}", ::getpid())) {
+    fs::create_directories(path_);
+  }
   ~Scratch() { fs::remove_all(path_); }
   fs::path write(const std::string& name, const std::string& text) const {
     fs::create_directories((path_ / name).parent_path());
@@ -77,9 +79,12 @@ TEST(Config, EveryBadFileIsReportedAsExpected) {
 
 TEST(Config, LayersMergeMapsAndReplaceTheRest) {
   const Scratch s;
-  s.write("low/lowest.yaml", "seed: 1\nsteps: 10\noptimizer: {lr: 1e-2, beta1: 0.1}\ntimesteps: [1, 2, 3]\nscales: [1, 1, 1]\n");
-  s.write("low/middle.yaml", "base: lowest.yaml\nseed: 2\noptimizer: {beta1: 0.2}\nmodel: {kind: unet, width: 64, micro: false}\n");
-  const auto top = s.write("top.yaml", "base: low/middle.yaml\nname: t\ntimesteps: [5]\nscales: [2]\nmodel: {width: 32}\n");
+  s.write("low/lowest.yaml",
+          "seed: 1\nsteps: 10\noptimizer: {lr: 1e-2, beta1: 0.1}\ntimesteps: [1, 2, 3]\nscales: [1, 1, 1]\n");
+  s.write("low/middle.yaml",
+          "base: lowest.yaml\nseed: 2\noptimizer: {beta1: 0.2}\nmodel: {kind: unet, width: 64, micro: false}\n");
+  const auto top =
+      s.write("top.yaml", "base: low/middle.yaml\nname: t\ntimesteps: [5]\nscales: [2]\nmodel: {width: 32}\n");
   Sample run = load<Sample>(top);
   EXPECT_EQ(run.seed, 2);
   EXPECT_EQ(run.steps, 10);
@@ -96,8 +101,8 @@ TEST(Config, AnotherKindDropsTheEntriesBelow) {
   const auto top = s.write("top.yaml", "base: base.yaml\nmodel: {kind: transformer, depth: 2}\n");
   EXPECT_EQ(dynamic_cast<const sample::Transformer&>(*load<Sample>(top).model).depth, 2);
   const auto base = s.path("base.yaml");
-  for (const std::vector<std::string>& arguments :
-       {std::vector<std::string>{"model.kind=transformer", "model.depth=3"}, {"model.depth=3", "model.kind=transformer"}})
+  for (const std::vector<std::string>& arguments : {std::vector<std::string>{"model.kind=transformer", "model.depth=3"},
+                                                    {"model.depth=3", "model.kind=transformer"}})
     EXPECT_EQ(dynamic_cast<const sample::Transformer&>(*load<Sample>(base, arguments).model).depth, 3);
   const auto wrong = s.write("wrong.yaml", "base: base.yaml\nmodel: {kind: transformer, width: 2}\n");
   EXPECT_EQ(error_of([&] { load<Sample>(wrong); }, s.path("")),
@@ -107,8 +112,9 @@ TEST(Config, AnotherKindDropsTheEntriesBelow) {
 TEST(Config, OverridesAreTheTopLayer) {
   const Scratch s;
   const auto file = s.write("f.yaml", "name: t\nseed: 1\noptimizer: {lr: 1}\n");
-  const std::vector<std::string> overrides = {"seed=7", "optimizer={beta1: 0.3, schedule: constant}", "timesteps=[4]", "scales=[3]",
-                                              "name=\"a: b\"", "rows=[{label: r, set: {x.y: [1, z]}}]", "seed=8"};
+  const std::vector<std::string> overrides = {
+      "seed=7",        "optimizer={beta1: 0.3, schedule: constant}", "timesteps=[4]", "scales=[3]",
+      "name=\"a: b\"", "rows=[{label: r, set: {x.y: [1, z]}}]",      "seed=8"};
   const Sample run = load<Sample>(file, overrides);
   EXPECT_EQ(run.seed, 8);
   EXPECT_EQ(run.optimizer, (sample::Optimizer{1, 0.3, sample::Schedule::constant}));
@@ -120,7 +126,8 @@ TEST(Config, OverridesAreTheTopLayer) {
 TEST(Config, OverridesAreReportedWithTheirNumberAndColumn) {
   const Scratch s;
   const auto file = s.write("f.yaml", "name: t\nsede: 1\n");
-  const std::vector<std::string> overrides = {"steps=0", "optimizer.lrr=1", "seed", "a..b=1", "base=x.yaml", "weight=[", "resume=yes"};
+  const std::vector<std::string> overrides = {"steps=0",     "optimizer.lrr=1", "seed",      "a..b=1",
+                                              "base=x.yaml", "weight=[",        "resume=yes"};
   EXPECT_EQ(error_of([&] { load<Sample>(file, overrides); }),
             file.string() + ":2:1: unknown key 'sede' (did you mean 'seed'?)\n" +
                 "command line:1:7: steps: 0 must be at least 1\n"
@@ -136,7 +143,8 @@ TEST(Config, AMissingKeyIsReportedInTheFileNotOnTheCommandLine) {
   const Scratch s;
   const auto file = s.write("f.yaml", "model:\n  width: 9\n");
   EXPECT_EQ(error_of([&] { load<Sample>(file, std::vector<std::string>{"model.micro=true"}); }),
-            file.string() + ":1:1: missing key 'name'\n" + file.string() + ":1:1: missing key 'model.kind' (one of unet, transformer)");
+            file.string() + ":1:1: missing key 'name'\n" + file.string() +
+                ":1:1: missing key 'model.kind' (one of unet, transformer)");
 }
 
 TEST(Config, OverridesAloneFillAStruct) {
@@ -153,7 +161,8 @@ TEST(Config, TopLevelKeysIncludeTheBases) {
 }
 
 TEST(Config, UnreadableFiles) {
-  EXPECT_EQ(error_of([] { load<Sample>("nowhere/f.yaml"); }), "nowhere/f.yaml: cannot be read: No such file or directory");
+  EXPECT_EQ(error_of([] { load<Sample>("nowhere/f.yaml"); }),
+            "nowhere/f.yaml: cannot be read: No such file or directory");
   EXPECT_THAT(error_of([] { load<Sample>("/"); }), HasSubstr("is a folder"));
   const Scratch s;
   const auto huge = s.write("huge.yaml", "name: " + std::string(5 << 20, 'x') + "\n");
@@ -215,9 +224,10 @@ TEST(Scalar, WhatIsNotANumber) {
 
 // Random structs: what is written reads back to the same.
 std::string random_string(std::mt19937_64& rng) {
-  static const std::vector<std::string> kParts = {"a", "Z", "0", "1", ".", "-", " ", ":", "#", "'", "\"", "\\", "\n", "\t", "\r", "é", "漢",
-                                                  "😀", "\u0085", "\u2028", "\ufeff", "\x01", "\x7f", ",", "[", "{", "&", "*", "!", "|",
-                                                  ">", "%", "@", "true", "null", "~", "yes", "1e3", "---", "=", "<<", "?", "..."};
+  static const std::vector<std::string> kParts = {
+      "a", "Z",  "0", "1",      ".",      "-",      " ",    ":",    "#",   "'", "\"", "\\", "\n", "\t", "\r",
+      "é", "漢", "😀", "\u0085", "\u2028", "\ufeff", "\x01", "\x7f", ",",   "[", "{",  "&",  "*",  "!",  "|",
+      ">", "%",  "@", "true",   "null",   "~",      "yes",  "1e3",  "---", "=", "<<", "?",  "..."};
   std::string out;
   for (size_t n = rng() % 6; n > 0; --n) out += kParts[rng() % kParts.size()];
   return out;
@@ -236,12 +246,14 @@ Sample random_run(std::mt19937_64& rng) {
   run.resume = rng() % 2;
   run.weight = random_double(rng, 0, 1);
   run.timesteps.clear(), run.scales.clear();
-  for (size_t n = rng() % 4; n > 0; --n) run.timesteps.push_back(static_cast<int64_t>(rng() % 1000)), run.scales.push_back(random_double(rng, 1e-9, 9));
+  for (size_t n = rng() % 4; n > 0; --n)
+    run.timesteps.push_back(static_cast<int64_t>(rng() % 1000)), run.scales.push_back(random_double(rng, 1e-9, 9));
   for (size_t n = rng() % 4; n > 0; --n) run.prompts.push_back(random_string(rng));
   run.optimizer = random_optimizer(rng);
   for (size_t n = rng() % 4; n > 0; --n) {
     sample::Row row{random_string(rng), {}, random_optimizer(rng)};
-    for (size_t i = 0; i < rng() % 3; ++i) row.set.emplace_back(fmt::format("k{}.{}", i, "x"), config::string_text(random_string(rng)));
+    for (size_t i = 0; i < rng() % 3; ++i)
+      row.set.emplace_back(fmt::format("k{}.{}", i, "x"), config::string_text(random_string(rng)));
     if (rng() % 2) row.set.emplace_back("list", "[1, \"1\", {a: true, \"b c\": [\"\"]}]");
     run.rows.push_back(row);
   }

@@ -29,13 +29,17 @@ struct Result {
 
 class Cli : public testing::Test {
  protected:
-  Cli() : folder_(fs::temp_directory_path() / fmt::format("fewstep_cli_{}", ::getpid())) { fs::create_directories(folder_); }
+  Cli() : folder_(fs::temp_directory_path() / fmt::format("fewstep_cli_{}", ::getpid())) {
+    fs::create_directories(folder_);
+  }
   ~Cli() override { fs::remove_all(folder_); }
 
   // Through a shell: `arguments` may redirect.
   Result run(const std::string& arguments) const {
     const fs::path err = folder_ / "stderr";
-    FILE* pipe = ::popen(fmt::format("cd '{}' && '{}' {} 2>'{}'", folder_.string(), FEWSTEP_BINARY, arguments, err.string()).c_str(), "r");
+    FILE* pipe = ::popen(
+        fmt::format("cd '{}' && '{}' {} 2>'{}'", folder_.string(), FEWSTEP_BINARY, arguments, err.string()).c_str(),
+        "r");
     Result result;
     char buffer[4096];
     for (size_t n; (n = std::fread(buffer, 1, sizeof buffer, pipe)) > 0;) result.out.append(buffer, n);
@@ -56,8 +60,10 @@ std::vector<std::string> section(const std::string& help, const std::string& tit
   for (const std::string& line : split(help, '\n')) {
     static const std::regex kTitle("^[A-Za-z].*:$"), kItem("^  (\\S+)(?: .*)?$");
     std::smatch match;
-    if (std::regex_match(line, kTitle)) inside = line == title + ":";
-    else if (inside && std::regex_match(line, match, kItem)) names.push_back(match[1]);
+    if (std::regex_match(line, kTitle))
+      inside = line == title + ":";
+    else if (inside && std::regex_match(line, match, kItem))
+      names.push_back(match[1]);
   }
   return names;
 }
@@ -84,7 +90,8 @@ TEST_F(Surface, IsFrozen) {
   const fs::path expected = fs::path(FEWSTEP_SOURCE_DIR) / "tests/tools/cli_surface.txt";
   const std::string surface = describe("");
   if (std::getenv("FEWSTEP_UPDATE")) std::ofstream(expected) << surface;
-  EXPECT_EQ(surface, read_text(expected)) << "An option or command came or went. If that is meant: FEWSTEP_UPDATE=1, and say so in CHANGELOG.md";
+  EXPECT_EQ(surface, read_text(expected))
+      << "An option or command came or went. If that is meant: FEWSTEP_UPDATE=1, and say so in CHANGELOG.md";
 }
 
 TEST_F(Surface, EveryCommandHasExamples) {
@@ -102,7 +109,8 @@ TEST_F(Cli, VersionAndHelp) {
 }
 
 TEST_F(Cli, UsageErrorsAreTwo) {
-  for (const char* arguments : {"", "config", "config show", "train", "--nonsense", "config show x.yaml --nonsense", "train x.yaml --nproc 0"}) {
+  for (const char* arguments : {"", "config", "config show", "train", "--nonsense", "config show x.yaml --nonsense",
+                                "train x.yaml --nproc 0"}) {
     SCOPED_TRACE(arguments);
     const Result r = run(arguments);
     EXPECT_EQ(r.code, 2);
@@ -136,16 +144,21 @@ TEST_F(Cli, ConfigCheckListsEveryProblem) {
   const Result r = run("config check f.yaml threads=-1");
   EXPECT_EQ(r.code, 2);
   EXPECT_THAT(r.out, IsEmpty());
-  EXPECT_THAT(r.err, StartsWith("f.yaml:1:1: missing key 'name'\nf.yaml:1:1: unknown key 'sede' (did you mean 'seed'?)\n"
-                                "f.yaml:2:15: loop.steps: 0 must be at least 1\nf.yaml:4:17: trainer.kind: 'vq_tokenizr' is not one of "));
+  EXPECT_THAT(
+      r.err,
+      StartsWith(
+          "f.yaml:1:1: missing key 'name'\nf.yaml:1:1: unknown key 'sede' (did you mean 'seed'?)\n"
+          "f.yaml:2:15: loop.steps: 0 must be at least 1\nf.yaml:4:17: trainer.kind: 'vq_tokenizr' is not one of "));
   EXPECT_THAT(r.err, testing::EndsWith("command line:1:9: threads: -1 must be at least 0\nfewstep: 5 problems\n"));
 }
 
 TEST_F(Cli, ConfigExplain) {
   const Result all = run("config explain");
   EXPECT_EQ(all.code, 0);
-  for (const char* text : {"name: string", "required: ", "kind: vq_tokenizer", "kind: fashion_mnist"}) EXPECT_THAT(all.out, HasSubstr(text));
-  for (const char* root : {"run", "eval", "experiment"}) EXPECT_EQ(run(std::string("config explain ") + root).code, 0) << root;
+  for (const char* text : {"name: string", "required: ", "kind: vq_tokenizer", "kind: fashion_mnist"})
+    EXPECT_THAT(all.out, HasSubstr(text));
+  for (const char* root : {"run", "eval", "experiment"})
+    EXPECT_EQ(run(std::string("config explain ") + root).code, 0) << root;
   write("rows.yaml", "name: x\nrows: []\n");
   EXPECT_EQ(run("config check rows.yaml").out, "rows.yaml: ok (experiment config)\n");
   EXPECT_THAT(run("config explain vq_tokenizer").out, StartsWith("kind: vq_tokenizer\n"));
@@ -169,7 +182,8 @@ TEST_F(Cli, ShippedConfigsAreValid) {
 TEST_F(Cli, FilesThatCannotBeReadOrWritten) {
   EXPECT_EQ(run("config show nowhere.yaml").code, 2);
   EXPECT_EQ(run("config show nowhere.yaml").err, "fewstep: nowhere.yaml: cannot be read: No such file or directory\n");
-  EXPECT_THAT(run("--log debug config show nowhere.yaml").err, HasSubstr("thrown as fewstep::ConfigError, exit code 2"));
+  EXPECT_THAT(run("--log debug config show nowhere.yaml").err,
+              HasSubstr("thrown as fewstep::ConfigError, exit code 2"));
   EXPECT_EQ(run("model info nowhere").code, 3);
   if (fs::exists("/dev/full"))
     for (const char* arguments : {"config explain >/dev/full", "--version >/dev/full"}) {
