@@ -37,8 +37,10 @@ void check_same_on_all_ranks(World& world, const NamedTensors& parameters) {
   const auto all = world.all_gather(mine);
   for (size_t r = 0; r < all.size(); ++r)
     if (all[r].item<int64_t>() != all[0].item<int64_t>())
-      fail<DistributedError>("rank {} has other parameters (names, shapes or types) than rank 0: do all ranks read the "
-                             "same config and the same binary?", r);
+      fail<DistributedError>(
+          "rank {} has other parameters (names, shapes or types) than rank 0: do all ranks read the "
+          "same config and the same binary?",
+          r);
 }
 
 // Reducer's constructor grew: 11 parameters up to torch 2.10 or so, 12 and more later.
@@ -46,7 +48,8 @@ template <class Reducer = c10d::Reducer>
 std::unique_ptr<Reducer> make_reducer(const std::vector<Tensor>& parameters,
                                       const c10::intrusive_ptr<c10d::ProcessGroup>& group) {
   const std::vector<bool> dense(parameters.size(), false);
-  auto [buckets, limits] = c10d::compute_bucket_assignment_by_size(parameters, {kFirstBucketBytes, kBucketBytes}, dense);
+  auto [buckets, limits] =
+      c10d::compute_bucket_assignment_by_size(parameters, {kFirstBucketBytes, kBucketBytes}, dense);
   std::reverse(buckets.begin(), buckets.end());  // gradients come in about the reverse order of the parameters
   const auto bucket_bytes = static_cast<int64_t>(kBucketBytes), first_bytes = static_cast<int64_t>(kFirstBucketBytes);
   constexpr bool find_unused = false, as_bucket_view = false, skip_unused = false, python = false;
@@ -64,7 +67,7 @@ std::unique_ptr<Reducer> make_reducer(const std::vector<Tensor>& parameters,
 }  // namespace
 
 struct DataParallel::Impl {
-  GroupWorld* world = nullptr;                // null: one process
+  GroupWorld* world = nullptr;  // null: one process
   std::unique_ptr<c10d::Reducer> reducer;
 };
 
@@ -101,9 +104,8 @@ void broadcast_parameters(World& world, const NamedTensors& tensors) {
   std::vector<Tensor> values;
   for (const auto& [name, tensor] : tensors)
     if (tensor.numel() > 0) values.push_back(tensor.detach());
-  group_world->communicate("broadcast of parameters", [&] {
-    c10d::broadcast_coalesced(group_world->group(), values, kBucketBytes, /*rank=*/0);
-  });
+  group_world->communicate("broadcast of parameters",
+                           [&] { c10d::broadcast_coalesced(group_world->group(), values, kBucketBytes, /*rank=*/0); });
 }
 
 }  // namespace fewstep::dist

@@ -58,9 +58,10 @@ const Launcher* find_launcher(const Lookup& variable) {
 int required(const Lookup& variable, const Launcher& launcher, const char* name, int low) {
   const auto value = optional_whole(variable, name, low, kMany);
   if (!value)
-    fail<ConfigError>("environment variable {} is not set, but another of {}'s is: start every process with {}, or "
-                      "unset {} for a run of one process", name, launcher.name, launcher.name,
-                      name == launcher.rank ? launcher.size : launcher.rank);
+    fail<ConfigError>(
+        "environment variable {} is not set, but another of {}'s is: start every process with {}, or "
+        "unset {} for a run of one process",
+        name, launcher.name, launcher.name, name == launcher.rank ? launcher.size : launcher.rank);
   return *value;
 }
 
@@ -76,14 +77,17 @@ void find_address(const Lookup& variable, int parent_pid, Place& place) {
   if (const auto address = variable("MASTER_ADDR")) {
     place.address = *address;
   } else if (slurm) {
-    const auto nodes = variable("SLURM_STEP_NODELIST") ? variable("SLURM_STEP_NODELIST") : variable("SLURM_JOB_NODELIST");
+    const auto nodes =
+        variable("SLURM_STEP_NODELIST") ? variable("SLURM_STEP_NODELIST") : variable("SLURM_JOB_NODELIST");
     if (!nodes) fail<ConfigError>("neither MASTER_ADDR nor SLURM_JOB_NODELIST is set: where does rank 0 run?");
     place.address = first_host(*nodes);
   } else if (mpi && place.local_size == place.size) {
     place.address = "127.0.0.1";
   } else {
-    fail<ConfigError>("environment variable MASTER_ADDR is not set: export the host name of rank 0 ({} processes, "
-                      "started by {})", place.size, place.launcher);
+    fail<ConfigError>(
+        "environment variable MASTER_ADDR is not set: export the host name of rank 0 ({} processes, "
+        "started by {})",
+        place.size, place.launcher);
   }
   if (const auto port = optional_whole(variable, "MASTER_PORT", 1, 65535)) {
     place.port = *port;
@@ -161,7 +165,8 @@ double timeout_from(const Lookup& variable, double otherwise) {
   char* end = nullptr;
   const double seconds = std::strtod(text->c_str(), &end);
   if (*end != '\0' || !std::isfinite(seconds) || seconds < 0.001 || seconds > 1e6)
-    fail<ConfigError>("environment variable FEWSTEP_DIST_TIMEOUT='{}' is not a number of seconds in [0.001, 1e6]", *text);
+    fail<ConfigError>("environment variable FEWSTEP_DIST_TIMEOUT='{}' is not a number of seconds in [0.001, 1e6]",
+                      *text);
   return seconds;
 }
 

@@ -13,8 +13,8 @@ struct Place {
   int restart = 0;                     // torchrun's attempt: 0, 1, ...
   std::string address;                 // where rank 0's (or the launcher's) store listens; empty when size is 1
   int port = 0;
-  bool agent_store = false;            // the launcher already listens there: every rank is a client
-  std::string launcher;                // "", "torchrun", "OpenMPI", "MVAPICH", "PMI", "SLURM": for messages
+  bool agent_store = false;  // the launcher already listens there: every rank is a client
+  std::string launcher;      // "", "torchrun", "OpenMPI", "MVAPICH", "PMI", "SLURM": for messages
 };
 
 using Lookup = std::function<std::optional<std::string>(const char*)>;  // unset: nullopt

@@ -1,4 +1,5 @@
-// c10d's backends behind two functions, so that their headers (and Gloo's, which the wheel lacks) stay in one file each.
+// c10d's backends behind two functions, so that their headers (and Gloo's, which the wheel lacks) stay in one file
+// each.
 #pragma once
 #include <chrono>
 #include <torch/csrc/distributed/c10d/Backend.hpp>

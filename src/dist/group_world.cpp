@@ -1,9 +1,8 @@
 #include "src/dist/group_world.h"
 
+#include <c10/util/Logging.h>
 #include <signal.h>
 #include <unistd.h>
-
-#include <c10/util/Logging.h>
 
 #include <algorithm>
 #include <cmath>
@@ -119,9 +118,10 @@ void GroupWorld::connect(const Place& place) {
     if (serves_store_)
       fail<DistributedError>("rank 0 cannot listen on {}: {} (set MASTER_PORT to a free port)", address_,
                              first_line(e.what()));
-    fail<DistributedError>("rank {} cannot reach rank 0 at {} within {:.3g} s: {} (is rank 0 running, and does MASTER_ADDR "
-                           "name its host?)", rank_, address_, static_cast<double>(timeout_.count()) / 1000,
-                           first_line(e.what()));
+    fail<DistributedError>(
+        "rank {} cannot reach rank 0 at {} within {:.3g} s: {} (is rank 0 running, and does MASTER_ADDR "
+        "name its host?)",
+        rank_, address_, static_cast<double>(timeout_.count()) / 1000, first_line(e.what()));
   }
   news_->setTimeout(kLookForReason);
 }
@@ -271,8 +271,7 @@ void GroupWorld::serve_last_news() {
                         [&](const Peer& p) { return p.rank == rank && !alive(p.pid, p.started); });
   };
   for (int rank = 0; rank < size_; ++rank)
-    while (steady_clock::now() < deadline && waits(rank))
-      std::this_thread::sleep_for(milliseconds(20));
+    while (steady_clock::now() < deadline && waits(rank)) std::this_thread::sleep_for(milliseconds(20));
 }
 
 // The first to claim the failure is believed: later ones are its consequences.
@@ -326,7 +325,8 @@ void GroupWorld::explain(const char* operation, const std::string& what) {
     serve_last_news();
   } catch (const std::exception&) {
     const int dead = dead_peer();
-    reason = dead >= 0 ? death_of(dead) : fmt::format("the store at {} is gone (did rank 0 or the launcher die?)", address_);
+    reason =
+        dead >= 0 ? death_of(dead) : fmt::format("the store at {} is gone (did rank 0 or the launcher die?)", address_);
   }
   failed_ = true;
   if (timed_out && (reason.empty() || reason.find("did not take part") != std::string::npos))

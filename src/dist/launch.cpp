@@ -48,7 +48,9 @@ class SignalMask {
 
 struct Ranks {
   std::vector<pid_t> pids;  // 0: ended
-  int alive() const { return static_cast<int>(std::count_if(pids.begin(), pids.end(), [](pid_t p) { return p > 0; })); }
+  int alive() const {
+    return static_cast<int>(std::count_if(pids.begin(), pids.end(), [](pid_t p) { return p > 0; }));
+  }
   void send(int signal) const {
     for (const pid_t pid : pids)
       if (pid > 0) kill(pid, signal);
@@ -137,8 +139,8 @@ int supervise(Ranks& ranks, const SignalMask& mask) {
 int launch(int nproc, const std::vector<std::string>& arguments) {
   if (nproc < 1 || nproc > 1024) fail<ConfigError>("--nproc {} is outside [1, 1024]", nproc);
   if (const Place outer = find_place(process_environment, getppid()); outer.size > 1)
-    fail<ConfigError>("--nproc {} inside a run of {} processes started by {}: drop --nproc, or unset its variables", nproc,
-                      outer.size, outer.launcher);
+    fail<ConfigError>("--nproc {} inside a run of {} processes started by {}: drop --nproc, or unset its variables",
+                      nproc, outer.size, outer.launcher);
   const SignalMask mask;  // before the store's thread starts, which inherits it
   int port = 0;
   const std::shared_ptr<void> store = serve_store(port);

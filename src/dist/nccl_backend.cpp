@@ -13,7 +13,8 @@ BackendPtr make_nccl_backend(const StorePtr& store, int rank, int size, int devi
   options->timeout = timeout;
   const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));
   auto backend = c10::make_intrusive<c10d::ProcessGroupNCCL>(store, rank, size, options);
-  backend->setBoundDeviceId(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device)));  // connects now, not at first use
+  backend->setBoundDeviceId(
+      at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device)));  // connects now, not at first use
   return backend;
 }
 

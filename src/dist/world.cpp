@@ -40,15 +40,18 @@ at::Device choose_device(DeviceKind kind, const Place& place) {
   const int gpus = visible_gpus();
   if (kind == DeviceKind::automatic && gpus == 0) return at::kCPU;
 #ifndef FEWSTEP_WITH_CUDA
-  fail<ConfigError>("device cuda: this binary was built without CUDA; use device cpu, or build one with "
-                    "`tools/setup.sh --cuda` and `cmake -S . -B build -DFEWSTEP_CUDA=ON`");
+  fail<ConfigError>(
+      "device cuda: this binary was built without CUDA; use device cpu, or build one with "
+      "`tools/setup.sh --cuda` and `cmake -S . -B build -DFEWSTEP_CUDA=ON`");
 #endif
   if (gpus == 0)
-    fail<ConfigError>("device cuda: this process sees no GPU (nvidia-smi lists them; CUDA_VISIBLE_DEVICES={}); use "
-                      "device cpu", process_environment("CUDA_VISIBLE_DEVICES").value_or("is not set"));
+    fail<ConfigError>(
+        "device cuda: this process sees no GPU (nvidia-smi lists them; CUDA_VISIBLE_DEVICES is {}); use "
+        "device cpu",
+        process_environment("CUDA_VISIBLE_DEVICES").value_or("not set"));
   if (place.local_rank >= gpus)
-    fail<ConfigError>("LOCAL_RANK={} but this host shows {} GPU{}: start at most {} process{} on it",
-                      place.local_rank, gpus, gpus == 1 ? "" : "s", gpus, gpus == 1 ? "" : "es");
+    fail<ConfigError>("LOCAL_RANK={} but this host shows {} GPU{}: start at most {} process{} on it", place.local_rank,
+                      gpus, gpus == 1 ? "" : "s", gpus, gpus == 1 ? "" : "es");
   const at::Device device(at::kCUDA, static_cast<c10::DeviceIndex>(place.local_rank));
   c10::impl::VirtualGuardImpl(at::kCUDA).setDevice(device);
   return device;

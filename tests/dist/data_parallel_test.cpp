@@ -17,10 +17,10 @@
 namespace fewstep::dist {
 namespace {
 
+using ::testing::HasSubstr;
 using testing::RankResult;
 using testing::spawn;
 using testing::with_world;
-using ::testing::HasSubstr;
 
 constexpr int64_t kWidth = 24, kSteps = 20, kBatch = 12;  // the batch splits over 1, 2, 3 ranks times 1, 2 micro-steps
 
@@ -66,13 +66,15 @@ struct Batch {
 };
 Batch batch_of(int64_t step, at::ScalarType type) {
   auto generator = at::detail::createCPUGenerator(static_cast<uint64_t>(1000 + step));
-  return {at::randn({kBatch, 8}, generator, at::kDouble).to(type), at::randn({kBatch, 3}, generator, at::kDouble).to(type)};
+  return {at::randn({kBatch, 8}, generator, at::kDouble).to(type),
+          at::randn({kBatch, 3}, generator, at::kDouble).to(type)};
 }
 
 OptimizerConfig settings() { return {.lr = 0.01, .weight_decay = 0.1, .clip_norm = 0.5}; }
 
 // One optimiser step over rows [rank * n, (rank + 1) * n) of the batch, in micro-steps.
-void train_step(const Net& net, AdamW& optimizer, DataParallel& parallel, const Batch& batch, const World& w, int64_t micro) {
+void train_step(const Net& net, AdamW& optimizer, DataParallel& parallel, const Batch& batch, const World& w,
+                int64_t micro) {
   optimizer.zero_grad();
   const int64_t rows = kBatch / w.size() / micro;
   for (int64_t m = 0; m < micro; ++m) {
@@ -134,7 +136,8 @@ int equals_one_process() {
 
 int equals_with_recompute() {
   return with_world([](World& w) {
-    for (const int64_t accumulation : {1, 2}) compare_with_one_process(w, {.accumulation = accumulation, .recompute = true});
+    for (const int64_t accumulation : {1, 2})
+      compare_with_one_process(w, {.accumulation = accumulation, .recompute = true});
   });
 }
 
@@ -171,8 +174,11 @@ int error_in_backward() {
 int broadcasts() {
   return with_world([](World& w) {
     const Tensor whole = at::full({6, 2}, w.rank()), empty = at::empty({0});
-    NamedTensors tensors = {{"f", at::full({3}, w.rank(), at::kFloat)}, {"d", at::full({2, 2}, w.rank(), at::kDouble)},
-                            {"i", at::full({}, w.rank(), at::kLong)}, {"view", whole.select(1, 1)}, {"none", empty}};
+    NamedTensors tensors = {{"f", at::full({3}, w.rank(), at::kFloat)},
+                            {"d", at::full({2, 2}, w.rank(), at::kDouble)},
+                            {"i", at::full({}, w.rank(), at::kLong)},
+                            {"view", whole.select(1, 1)},
+                            {"none", empty}};
     tensors[0].tensor.requires_grad_();
     broadcast_parameters(w, tensors);
     for (const auto& [name, t] : tensors)

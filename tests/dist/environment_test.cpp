@@ -24,8 +24,12 @@ constexpr int kParent = 4321;
 Place place(const Variables& variables) { return find_place(lookup(variables), kParent); }
 
 Variables torchrun(const Variables& changes = {}) {
-  Variables v = {{"RANK", "3"},           {"WORLD_SIZE", "8"},      {"LOCAL_RANK", "1"}, {"LOCAL_WORLD_SIZE", "2"},
-                 {"MASTER_ADDR", "node7"}, {"MASTER_PORT", "29501"}};
+  Variables v = {{"RANK", "3"},
+                 {"WORLD_SIZE", "8"},
+                 {"LOCAL_RANK", "1"},
+                 {"LOCAL_WORLD_SIZE", "2"},
+                 {"MASTER_ADDR", "node7"},
+                 {"MASTER_PORT", "29501"}};
   for (const auto& [name, value] : changes) {
     v.erase(name);
     if (value != "unset") v[name] = value;
@@ -54,12 +58,16 @@ TEST(Environment, Torchrun) {
 }
 
 TEST(Environment, LocalRankFollowsRankOnThisHost) {
-  const Place p = place(torchrun({{"LOCAL_RANK", "unset"}, {"LOCAL_WORLD_SIZE", "unset"}, {"MASTER_ADDR", "127.0.0.1"}}));
+  const Place p =
+      place(torchrun({{"LOCAL_RANK", "unset"}, {"LOCAL_WORLD_SIZE", "unset"}, {"MASTER_ADDR", "127.0.0.1"}}));
   EXPECT_EQ(p.local_rank, 3);
 }
 
 TEST(Environment, SlurmStep) {
-  const Place p = place({{"SLURM_PROCID", "5"}, {"SLURM_NTASKS", "8"}, {"SLURM_LOCALID", "1"}, {"SLURM_JOB_ID", "123456"},
+  const Place p = place({{"SLURM_PROCID", "5"},
+                         {"SLURM_NTASKS", "8"},
+                         {"SLURM_LOCALID", "1"},
+                         {"SLURM_JOB_ID", "123456"},
                          {"SLURM_JOB_NODELIST", "gpu[01-04,07]"}});
   EXPECT_EQ(p.launcher, "SLURM");
   EXPECT_EQ(p.rank, 5);
@@ -95,18 +103,28 @@ TEST(Environment, FirstHostOfANodeList) {
 }
 
 TEST(Environment, MpiOnOneHostNeedsNoAddress) {
-  const Variables ompi = {{"OMPI_COMM_WORLD_RANK", "1"}, {"OMPI_COMM_WORLD_SIZE", "2"},
-                          {"OMPI_COMM_WORLD_LOCAL_RANK", "1"}, {"OMPI_COMM_WORLD_LOCAL_SIZE", "2"}};
+  const Variables ompi = {{"OMPI_COMM_WORLD_RANK", "1"},
+                          {"OMPI_COMM_WORLD_SIZE", "2"},
+                          {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
+                          {"OMPI_COMM_WORLD_LOCAL_SIZE", "2"}};
   const Place p = place(ompi);
   EXPECT_EQ(p.launcher, "OpenMPI");
   EXPECT_EQ(p.rank, 1);
   EXPECT_EQ(p.local_rank, 1);
   EXPECT_EQ(p.address, "127.0.0.1");
   EXPECT_EQ(p.port, 10000 + kParent);  // the same for all children of one mpirun
-  EXPECT_EQ(place({{"MV2_COMM_WORLD_RANK", "0"}, {"MV2_COMM_WORLD_SIZE", "2"}, {"MV2_COMM_WORLD_LOCAL_RANK", "0"},
-                   {"MV2_COMM_WORLD_LOCAL_SIZE", "2"}}).launcher, "MVAPICH");
-  const Place pmi = place({{"PMI_RANK", "1"}, {"PMI_SIZE", "4"}, {"MPI_LOCALRANKID", "1"}, {"MPI_LOCALNRANKS", "2"},
-                           {"MASTER_ADDR", "a"}, {"MASTER_PORT", "5000"}});
+  EXPECT_EQ(place({{"MV2_COMM_WORLD_RANK", "0"},
+                   {"MV2_COMM_WORLD_SIZE", "2"},
+                   {"MV2_COMM_WORLD_LOCAL_RANK", "0"},
+                   {"MV2_COMM_WORLD_LOCAL_SIZE", "2"}})
+                .launcher,
+            "MVAPICH");
+  const Place pmi = place({{"PMI_RANK", "1"},
+                           {"PMI_SIZE", "4"},
+                           {"MPI_LOCALRANKID", "1"},
+                           {"MPI_LOCALNRANKS", "2"},
+                           {"MASTER_ADDR", "a"},
+                           {"MASTER_PORT", "5000"}});
   EXPECT_EQ(pmi.launcher, "PMI");
   EXPECT_EQ(pmi.address, "a");
   EXPECT_EQ(pmi.local_size, 2);
@@ -115,8 +133,14 @@ TEST(Environment, MpiOnOneHostNeedsNoAddress) {
 TEST(Environment, TheInnermostLauncherCounts) {
   Variables v = torchrun({{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "2"}, {"OMPI_COMM_WORLD_RANK", "0"}});
   EXPECT_EQ(place(v).launcher, "torchrun");
-  EXPECT_EQ(place({{"PMI_RANK", "1"}, {"PMI_SIZE", "2"}, {"SLURM_PROCID", "1"}, {"SLURM_STEP_NUM_TASKS", "2"},
-                   {"SLURM_LOCALID", "0"}, {"SLURM_STEP_NODELIST", "b,c"}}).launcher, "SLURM");  // srun --mpi=pmi2
+  EXPECT_EQ(place({{"PMI_RANK", "1"},
+                   {"PMI_SIZE", "2"},
+                   {"SLURM_PROCID", "1"},
+                   {"SLURM_STEP_NUM_TASKS", "2"},
+                   {"SLURM_LOCALID", "0"},
+                   {"SLURM_STEP_NODELIST", "b,c"}})
+                .launcher,
+            "SLURM");  // srun --mpi=pmi2
 }
 
 struct Bad {
@@ -142,8 +166,10 @@ INSTANTIATE_TEST_SUITE_P(
         Bad{torchrun({{"RANK", "8"}}), "RANK=8 must be below WORLD_SIZE=8"}, Bad{torchrun({{"RANK", "-1"}}), "RANK=-1"},
         Bad{torchrun({{"RANK", "two"}}), "RANK='two' is not a whole number"},
         Bad{torchrun({{"RANK", "1.5"}}), "RANK='1.5' is not a whole number"},
-        Bad{torchrun({{"RANK", "99999999999999999999"}}), "RANK="}, Bad{torchrun({{"RANK", "unset"}}), "RANK is not set"},
-        Bad{torchrun({{"WORLD_SIZE", "unset"}}), "WORLD_SIZE is not set"}, Bad{torchrun({{"WORLD_SIZE", "0"}}), "WORLD_SIZE=0"},
+        Bad{torchrun({{"RANK", "99999999999999999999"}}), "RANK="},
+        Bad{torchrun({{"RANK", "unset"}}), "RANK is not set"},
+        Bad{torchrun({{"WORLD_SIZE", "unset"}}), "WORLD_SIZE is not set"},
+        Bad{torchrun({{"WORLD_SIZE", "0"}}), "WORLD_SIZE=0"},
         Bad{torchrun({{"MASTER_ADDR", "unset"}}), "MASTER_ADDR is not set"},
         Bad{torchrun({{"MASTER_PORT", "unset"}}), "MASTER_PORT is not set"},
         Bad{torchrun({{"MASTER_PORT", "70000"}}), "MASTER_PORT=70000"},
@@ -153,8 +179,11 @@ INSTANTIATE_TEST_SUITE_P(
         Bad{torchrun({{"LOCAL_RANK", "unset"}}), "LOCAL_RANK is not set"},
         Bad{torchrun({{"LOCAL_WORLD_SIZE", "9"}}), "LOCAL_WORLD_SIZE=9"},
         Bad{{{"OMPI_COMM_WORLD_RANK", "0"}}, "OMPI_COMM_WORLD_SIZE is not set"},
-        Bad{{{"OMPI_COMM_WORLD_RANK", "0"}, {"OMPI_COMM_WORLD_SIZE", "4"}, {"OMPI_COMM_WORLD_LOCAL_RANK", "0"},
-             {"OMPI_COMM_WORLD_LOCAL_SIZE", "2"}}, "MASTER_ADDR is not set"},
+        Bad{{{"OMPI_COMM_WORLD_RANK", "0"},
+             {"OMPI_COMM_WORLD_SIZE", "4"},
+             {"OMPI_COMM_WORLD_LOCAL_RANK", "0"},
+             {"OMPI_COMM_WORLD_LOCAL_SIZE", "2"}},
+            "MASTER_ADDR is not set"},
         Bad{{{"SLURM_PROCID", "4"}, {"SLURM_NTASKS", "4"}, {"SLURM_LOCALID", "0"}}, "SLURM_PROCID=4 must be below"},
         Bad{{{"SLURM_PROCID", "1"}, {"SLURM_NTASKS", "4"}, {"SLURM_LOCALID", "0"}}, "SLURM_JOB_NODELIST"}));
 

@@ -19,9 +19,9 @@
 namespace fewstep::dist {
 namespace {
 
+using ::testing::HasSubstr;
 using testing::RankResult;
 using testing::with_world;
-using ::testing::HasSubstr;
 
 std::string variable(const char* name) {
   const char* value = std::getenv(name);
@@ -38,7 +38,8 @@ void note(const std::string& name, const std::string& text) {  // complete or no
 
 int launcher() {
   try {
-    return launch(std::stoi(variable("FEWSTEP_TEST_NPROC")), {"--scenario=" + variable("FEWSTEP_TEST_RANK"), "one two"});
+    return launch(std::stoi(variable("FEWSTEP_TEST_NPROC")),
+                  {"--scenario=" + variable("FEWSTEP_TEST_RANK"), "one two"});
   } catch (const Error& e) {
     std::cerr << "error: " << e.what() << std::endl;
     return e.exit_code();
@@ -93,8 +94,10 @@ class Launch : public ::testing::Test {
     std::filesystem::create_directories(folder_);
   }
   int begin(int nproc, const std::string& rank_scenario, std::map<std::string, std::string> more = {}) {
-    more.insert({{"FEWSTEP_TEST_NPROC", std::to_string(nproc)}, {"FEWSTEP_TEST_RANK", rank_scenario},
-                 {"FEWSTEP_TEST_FOLDER", folder_}, {"FEWSTEP_DIST_TIMEOUT", "60"}});
+    more.insert({{"FEWSTEP_TEST_NPROC", std::to_string(nproc)},
+                 {"FEWSTEP_TEST_RANK", rank_scenario},
+                 {"FEWSTEP_TEST_FOLDER", folder_},
+                 {"FEWSTEP_DIST_TIMEOUT", "60"}});
     return testing::start("launcher", more, folder_ + "/log");
   }
   RankResult end(int pid) { return testing::wait_for(pid, folder_ + "/log"); }
@@ -175,7 +178,8 @@ TEST_F(Launch, RefusesNonsense) {
   RankResult r = end(begin(0, "rank_sum"));
   EXPECT_EQ(r.exit_code, 2);
   EXPECT_THAT(r.output, HasSubstr("--nproc 0"));
-  r = end(begin(2, "rank_sum", {{"RANK", "0"}, {"WORLD_SIZE", "2"}, {"MASTER_ADDR", "localhost"}, {"MASTER_PORT", "1234"}}));
+  r = end(begin(2, "rank_sum",
+                {{"RANK", "0"}, {"WORLD_SIZE", "2"}, {"MASTER_ADDR", "localhost"}, {"MASTER_PORT", "1234"}}));
   EXPECT_EQ(r.exit_code, 2);
   EXPECT_THAT(r.output, HasSubstr("--nproc 2 inside a run of 2 processes started by torchrun"));
 }

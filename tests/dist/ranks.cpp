@@ -22,9 +22,7 @@ namespace {
 
 constexpr const char* kScenario = "FEWSTEP_TEST_SCENARIO";
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 std::string read_all(const std::string& path) {
   std::ifstream file(path);
@@ -37,7 +35,8 @@ void run_as_rank(int argc, char** argv, const std::map<std::string, Scenario>& s
   std::string name;
   if (const char* value = std::getenv(kScenario)) name = value;
   constexpr std::string_view kArgument = "--scenario=";
-  if (argc > 1 && std::string_view(argv[1]).starts_with(kArgument)) name = std::string(argv[1]).substr(kArgument.size());
+  if (argc > 1 && std::string_view(argv[1]).starts_with(kArgument))
+    name = std::string(argv[1]).substr(kArgument.size());
   if (name.empty()) return;
   int code = 1;
   try {
@@ -118,11 +117,14 @@ std::vector<RankResult> spawn(const std::string& scenario, const Spawn& options)
   std::vector<int> pids;
   const auto log_of = [&](size_t rank) { return scratch_folder() + "/" + scenario + "." + std::to_string(rank); };
   for (int rank = 0; rank < options.size; ++rank) {
-    std::map<std::string, std::string> variables = {
-        {"RANK", std::to_string(rank)},       {"WORLD_SIZE", std::to_string(options.size)},
-        {"LOCAL_RANK", std::to_string(rank)}, {"LOCAL_WORLD_SIZE", std::to_string(options.size)},
-        {"MASTER_ADDR", "127.0.0.1"},         {"MASTER_PORT", port},
-        {"OMP_NUM_THREADS", "1"},             {"FEWSTEP_DIST_TIMEOUT", std::to_string(options.timeout_seconds)}};
+    std::map<std::string, std::string> variables = {{"RANK", std::to_string(rank)},
+                                                    {"WORLD_SIZE", std::to_string(options.size)},
+                                                    {"LOCAL_RANK", std::to_string(rank)},
+                                                    {"LOCAL_WORLD_SIZE", std::to_string(options.size)},
+                                                    {"MASTER_ADDR", "127.0.0.1"},
+                                                    {"MASTER_PORT", port},
+                                                    {"OMP_NUM_THREADS", "1"},
+                                                    {"FEWSTEP_DIST_TIMEOUT", std::to_string(options.timeout_seconds)}};
     for (const auto& [name, value] : options.extra) variables[name] = value;
     pids.push_back(start(scenario, variables, log_of(rank)));
   }

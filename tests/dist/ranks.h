@@ -17,14 +17,14 @@ using Scenario = int (*)();
 void run_as_rank(int argc, char** argv, const std::map<std::string, Scenario>& scenarios);
 
 struct RankResult {
-  int exit_code = -1;   // 128 + signal when killed by one
-  std::string output;   // stdout and stderr
-  double seconds = 0;   // until it ended
+  int exit_code = -1;  // 128 + signal when killed by one
+  std::string output;  // stdout and stderr
+  double seconds = 0;  // until it ended
 };
 
 struct Spawn {
   int size = 2;
-  double timeout_seconds = 60;                // FEWSTEP_DIST_TIMEOUT of the ranks
+  double timeout_seconds = 60;                    // FEWSTEP_DIST_TIMEOUT of the ranks
   std::map<std::string, std::string> extra = {};  // further environment variables
 };
 

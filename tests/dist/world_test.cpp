@@ -1,4 +1,5 @@
-// Collectives and failures between real processes. Each scenario below runs in every rank; the tests judge how it ended.
+// Collectives and failures between real processes. Each scenario below runs in every rank; the tests judge how it
+// ended.
 #include "src/dist/world.h"
 
 #include <gmock/gmock.h>
@@ -21,12 +22,12 @@
 namespace fewstep::dist {
 namespace {
 
+using ::testing::HasSubstr;
+using ::testing::Not;
 using testing::RankResult;
 using testing::Spawn;
 using testing::spawn;
 using testing::with_world;
-using ::testing::HasSubstr;
-using ::testing::Not;
 
 // --- collectives
 
@@ -59,7 +60,8 @@ void check_collectives(World& w, int64_t n, at::ScalarType type) {
   }
   const auto all = w.all_gather(pattern(w.rank(), n, type));
   FEW_CHECK(static_cast<int>(all.size()) == w.size(), "all_gather gave {} parts", all.size());
-  for (int r = 0; r < w.size(); ++r) expect_equal(all[static_cast<size_t>(r)], pattern(r, n, type), "all_gather of " + what);
+  for (int r = 0; r < w.size(); ++r)
+    expect_equal(all[static_cast<size_t>(r)], pattern(r, n, type), "all_gather of " + what);
 }
 
 void check_layouts(World& w) {
@@ -237,8 +239,12 @@ TEST(Failure, TorchrunsErrorFile) {
 TEST(Failure, NobodyToConnectTo) {
   const std::string log = testing::scratch_folder() + "/alone";
   const int pid = testing::start("collectives",
-                                 {{"RANK", "1"}, {"WORLD_SIZE", "2"}, {"LOCAL_RANK", "1"}, {"MASTER_ADDR", "127.0.0.1"},
-                                  {"MASTER_PORT", std::to_string(testing::free_port())}, {"FEWSTEP_DIST_TIMEOUT", "2"}},
+                                 {{"RANK", "1"},
+                                  {"WORLD_SIZE", "2"},
+                                  {"LOCAL_RANK", "1"},
+                                  {"MASTER_ADDR", "127.0.0.1"},
+                                  {"MASTER_PORT", std::to_string(testing::free_port())},
+                                  {"FEWSTEP_DIST_TIMEOUT", "2"}},
                                  log);
   const RankResult r = testing::wait_for(pid, log);
   EXPECT_EQ(r.exit_code, 5) << r.output;
@@ -256,8 +262,8 @@ TEST(World, TheEndWaitsForSlowRanks) {
 
 namespace testing {
 std::map<std::string, Scenario> world_scenarios() {
-  return {{"collectives", collectives}, {"death", death}, {"exception", exception},      {"unwinding", unwinding},
-          {"hang", hang},               {"late_barrier", late_barrier}};
+  return {{"collectives", collectives}, {"death", death}, {"exception", exception},
+          {"unwinding", unwinding},     {"hang", hang},   {"late_barrier", late_barrier}};
 }
 }  // namespace testing
 }  // namespace fewstep::dist
