@@ -27,7 +27,8 @@ std::vector<std::string> layered(const TrainArguments& a) {
 
 // The arguments of each process that --nproc starts: the same, without --nproc.
 std::vector<std::string> child_arguments(const TrainArguments& a) {
-  std::vector<std::string> arguments = {"train", a.config};
+  static constexpr const char* kLevels[] = {"debug", "info", "warning", "error"};
+  std::vector<std::string> arguments = {"--log", kLevels[static_cast<int>(log::level())], "train", a.config};
   arguments.insert(arguments.end(), a.overrides.begin(), a.overrides.end());
   if (a.resume) arguments.push_back("--resume");
   if (!a.run_dir.empty()) arguments.insert(arguments.end(), {"--run-dir", a.run_dir});
@@ -55,8 +56,11 @@ void train(const TrainArguments& a) {
   try {
     const LoopResult result = run_training(run, *world, a.resume);
     if (world->is_main()) log::info("{}: {} steps done, results in {}", run.name, result.steps, run.folder().string());
-  } catch (const Interrupted&) {
-    throw;  // every rank stops after the same step: an orderly exit
+  } catch (const Interrupted& e) {
+    if (world->size() == 1) throw;
+    world->barrier();  // every rank stops after the same step: nothing failed
+    if (world->is_main()) log::warn("{}", e.what());
+    dist::exit_now(e.exit_code());
   } catch (const std::exception& e) {
     if (world->size() == 1) throw;
     leave_group(*world, e);
