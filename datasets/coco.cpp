@@ -70,8 +70,8 @@ std::unique_ptr<Dataset> CocoConfig::build(Split split) const {
   std::vector<ImageEntry> entries = read_entries(*this);
   // A wrong folder is found now; single files that are missing, by get() and `fewstep data verify`.
   if (!fs::exists(entries.front().path))
-    fail<DataError>("{}: not found: is data.folder the folder of the images that {} lists?", entries.front().path.string(),
-                    annotations);
+    fail<DataError>("{}: not found: is data.folder the folder of the images that {} lists?",
+                    entries.front().path.string(), annotations);
   entries = entries_of_split(std::move(entries), split, images);
   return make_image_list(std::move(entries), images, fmt::format("COCO captions {}", annotations));
 }

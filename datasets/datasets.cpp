@@ -44,7 +44,9 @@ int64_t Batch::size() const { return ids.defined() ? ids.size(0) : 0; }
 
 Batch Batch::slice(int64_t begin, int64_t end) const {
   FEW_CHECK(begin >= 0 && begin <= end && end <= size(), "slice [{}, {}) of a batch of {}", begin, end, size());
-  return {ids.slice(0, begin, end), images.slice(0, begin, end), labels.slice(0, begin, end),
+  return {ids.slice(0, begin, end),
+          images.slice(0, begin, end),
+          labels.slice(0, begin, end),
           {captions.begin() + begin, captions.begin() + end}};
 }
 
@@ -64,10 +66,10 @@ Batch collate(std::span<const Sample> samples) {
   // Plain loops: loader threads call this, and an operator would start a team of OpenMP threads beside the trainer's.
   for (const Sample& sample : samples) {
     if (sample.image.sizes() != first.sizes())
-      fail<DataError>("sample {} is {}, but sample {} of the same batch is {}: give the data set one image_size", sample.id,
-                      shape_text(sample.image), samples.front().id, shape_text(first));
-    FEW_CHECK(sample.image.scalar_type() == at::kByte && sample.image.is_contiguous(), "sample {}: not contiguous uint8",
-              sample.id);
+      fail<DataError>("sample {} is {}, but sample {} of the same batch is {}: give the data set one image_size",
+                      sample.id, shape_text(sample.image), samples.front().id, shape_text(first));
+    FEW_CHECK(sample.image.scalar_type() == at::kByte && sample.image.is_contiguous(),
+              "sample {}: not contiguous uint8", sample.id);
     const uint8_t* bytes = sample.image.const_data_ptr<uint8_t>();
     const int64_t count = sample.image.numel();
     for (int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(bytes[i]) / 127.5f - 1.0f;  // 0 -> -1, 255 -> 1

@@ -10,9 +10,10 @@
 namespace fewstep {
 namespace {
 
-constexpr std::array<std::string_view, kFashionClasses> kNames = {"t-shirt", "trousers", "pullover", "dress", "coat",
-                                                                  "sandal",  "shirt",    "sneaker",  "bag",   "ankle boot"};
-constexpr int64_t kBackground = 32;  // grey levels below belong to the ground: the photographs' is 0, a generator's is not
+constexpr std::array<std::string_view, kFashionClasses> kNames = {
+    "t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"};
+constexpr int64_t kBackground =
+    32;  // grey levels below belong to the ground: the photographs' is 0, a generator's is not
 constexpr int64_t kFewInterior = 10;
 
 // sqrt(12 variance + 1) of positions weighted by `weight`: a bar of n equal cells has variance (n^2 - 1) / 12.
@@ -87,7 +88,8 @@ std::span<const AttributeKind> fashion_attribute_kinds() {
 }
 
 Measurement measure_garment(std::span<const uint8_t> pixels, int64_t height, int64_t width) {
-  FEW_CHECK(static_cast<int64_t>(pixels.size()) == height * width, "{} pixels for {} x {}", pixels.size(), height, width);
+  FEW_CHECK(static_cast<int64_t>(pixels.size()) == height * width, "{} pixels for {} x {}", pixels.size(), height,
+            width);
   std::vector<int64_t> rows(static_cast<size_t>(height)), columns(static_cast<size_t>(width));
   const uint8_t* v = pixels.data();
   for (int64_t& row : rows)
@@ -122,7 +124,9 @@ AttributeThresholds find_thresholds(std::span<const Measurement> measured, std::
 Attributes name_attributes(const Measurement& m, int64_t label, const AttributeThresholds& t) {
   if (label < 0 || label >= kFashionClasses) fail("label {} is not a Fashion-MNIST class (0 to 9)", label);
   const size_t c = static_cast<size_t>(label);
-  return {{"tone", m.tone < t.tone_dark ? "dark" : m.tone < t.tone_bright ? "mid" : "bright"},
+  return {{"tone", m.tone < t.tone_dark     ? "dark"
+                   : m.tone < t.tone_bright ? "mid"
+                                            : "bright"},
           {"height", m.height < t.height[c] ? "short" : "long"},
           {"width", m.width < t.width[c] ? "narrow" : "wide"}};
 }
@@ -135,7 +139,8 @@ Attributes measure_attributes(const Tensor& image, int64_t label, const Attribut
   if (grey.dim() == 3) {
     // Channels' mean, rounded half up, in integers.
     const int64_t channels = grey.size(0);
-    grey = channels == 1 ? grey[0] : (grey.sum(0, false, at::kLong) * 2 + channels).floor_divide(2 * channels).to(at::kByte);
+    grey = channels == 1 ? grey[0]
+                         : (grey.sum(0, false, at::kLong) * 2 + channels).floor_divide(2 * channels).to(at::kByte);
   }
   grey = grey.contiguous();
   const std::span<const uint8_t> pixels(grey.const_data_ptr<uint8_t>(), static_cast<size_t>(grey.numel()));
@@ -143,15 +148,16 @@ Attributes measure_attributes(const Tensor& image, int64_t label, const Attribut
 }
 
 Json to_json(const AttributeThresholds& t) {
-  return {{"kind", "fashion_attributes"}, {"version", 1},           {"tone_dark", t.tone_dark},
-          {"tone_bright", t.tone_bright}, {"height_median", t.height}, {"width_median", t.width}};
+  return {{"kind", "fashion_attributes"}, {"version", 1},
+          {"tone_dark", t.tone_dark},     {"tone_bright", t.tone_bright},
+          {"height_median", t.height},    {"width_median", t.width}};
 }
 
 AttributeThresholds thresholds_from_json(const Json& json, std::string_view origin) {
   try {
     if (json.at("kind") != "fashion_attributes" || json.at("version") != 1)
-      fail<DataError>("{}: kind {} version {}, expected \"fashion_attributes\" version 1", origin, json.at("kind").dump(),
-                      json.at("version").dump());
+      fail<DataError>("{}: kind {} version {}, expected \"fashion_attributes\" version 1", origin,
+                      json.at("kind").dump(), json.at("version").dump());
     AttributeThresholds t;
     t.tone_dark = json.at("tone_dark").get<double>();
     t.tone_bright = json.at("tone_bright").get<double>();

@@ -45,8 +45,10 @@ std::string write_caption(int64_t form, int64_t label, const Attributes& attribu
     bit <<= 1;
   }
   switch (form / kSubsets) {
-    case 0: return noun_phrase(words, name);
-    case 1: return "a photo of " + noun_phrase(words, name);
+    case 0:
+      return noun_phrase(words, name);
+    case 1:
+      return "a photo of " + noun_phrase(words, name);
     default: {
       const std::string start = (name == kPlural ? "these are " : "this is ") + noun_phrase({}, name);
       return words.empty() ? start : start + ", " + enumerate(words);
@@ -82,7 +84,8 @@ std::optional<ParsedCaption> parse_caption(std::string_view caption) {
 
 std::span<const HeldOutPair> held_out_pairs() {
   // One of tone and one of extent; both leave the class and the word well represented elsewhere in training.
-  static constexpr std::array<HeldOutPair, 2> pairs = {HeldOutPair{7, "tone", "bright"}, HeldOutPair{3, "width", "wide"}};
+  static constexpr std::array<HeldOutPair, 2> pairs = {HeldOutPair{7, "tone", "bright"},
+                                                       HeldOutPair{3, "width", "wide"}};
   return pairs;
 }
 
@@ -103,7 +106,8 @@ std::vector<std::string> compositional_prompts() {
             const std::string caption = write_caption(
                 form, pair.label,
                 {{"tone", std::string(tone)}, {"height", std::string(height)}, {"width", std::string(width)}});
-            if (const auto parsed = parse_caption(caption); is_held_out(pair.label, parsed->named)) prompts.insert(caption);
+            if (const auto parsed = parse_caption(caption); is_held_out(pair.label, parsed->named))
+              prompts.insert(caption);
           }
   return {prompts.begin(), prompts.end()};
 }

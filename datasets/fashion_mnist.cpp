@@ -19,9 +19,10 @@ namespace fs = std::filesystem;
 fs::path find_file(const fs::path& folder, std::string_view stem) {
   for (std::string_view suffix : {".gz", ""})
     if (fs::path path = folder / fmt::format("{}{}", stem, suffix); fs::exists(path)) return path;
-  fail<DataError>("{}/{}.gz not found: install Fashion-MNIST with `apt-get install dataset-fashion-mnist`, or set data.folder "
-                  "to the folder that holds its four IDX files",
-                  folder.string(), stem);
+  fail<DataError>(
+      "{}/{}.gz not found: install Fashion-MNIST with `apt-get install dataset-fashion-mnist`, or set data.folder "
+      "to the folder that holds its four IDX files",
+      folder.string(), stem);
 }
 
 struct Files {
@@ -80,7 +81,8 @@ class FashionMnistImpl final : public FashionMnist {
     thresholds_ = find_thresholds(train->measured, train->files.labels.values);
     const int64_t total = train->files.images.shape[0];
     if (config.heldout > total)
-      fail<ConfigError>("data.heldout is {}, but {} holds only {} training images", config.heldout, config.folder, total);
+      fail<ConfigError>("data.heldout is {}, but {} holds only {} training images", config.heldout, config.folder,
+                        total);
     data_ = split == Split::test ? load_measured(config.folder, "t10k") : train;
     const Files& files = data_->files;
     int64_t begin = 0, end = files.images.shape[0];
@@ -100,10 +102,10 @@ class FashionMnistImpl final : public FashionMnist {
         places_.push_back(i);
       }
     }
-    fingerprint_ = sha256_hex(fmt::format(
-        "fashion_mnist 1 {} {} {} {} split {} size {} heldout {} pairs {}", train->files.images.sha256,
-        train->files.labels.sha256, files.images.sha256, files.labels.sha256, static_cast<int>(split), config.image_size,
-        config.heldout, config.holdout_pairs));
+    fingerprint_ = sha256_hex(fmt::format("fashion_mnist 1 {} {} {} {} split {} size {} heldout {} pairs {}",
+                                          train->files.images.sha256, train->files.labels.sha256, files.images.sha256,
+                                          files.labels.sha256, static_cast<int>(split), config.image_size,
+                                          config.heldout, config.holdout_pairs));
   }
 
   int64_t size() const override { return static_cast<int64_t>(places_.size()); }
@@ -134,8 +136,8 @@ class FashionMnistImpl final : public FashionMnist {
   }
   std::string description() const override {
     constexpr std::array<std::string_view, 3> kNames = {"train", "heldout", "test"};
-    std::string text = fmt::format("Fashion-MNIST {}: {} photographs, {} x {} grey", kNames[static_cast<size_t>(split_)],
-                                   size(), config_.image_size, config_.image_size);
+    std::string text = fmt::format("Fashion-MNIST {}: {} photographs, {} x {} grey",
+                                   kNames[static_cast<size_t>(split_)], size(), config_.image_size, config_.image_size);
     if (removed_ > 0) text += fmt::format(" ({} of the held-out class-attribute pairs removed)", removed_);
     return text;
   }
@@ -152,7 +154,8 @@ class FashionMnistImpl final : public FashionMnist {
   }
 
   Tensor padded(size_t at) const {  // uint8 [1, S, S], centred on black
-    const int64_t height = data_->files.images.shape[1], width = data_->files.images.shape[2], size = config_.image_size;
+    const int64_t height = data_->files.images.shape[1], width = data_->files.images.shape[2],
+                  size = config_.image_size;
     Tensor image = at::empty({1, size, size}, at::kByte);
     uint8_t* out = image.mutable_data_ptr<uint8_t>();
     std::fill_n(out, size * size, uint8_t{0});
@@ -175,8 +178,10 @@ class FashionMnistImpl final : public FashionMnist {
 
 void FashionMnistConfig::describe(config::Visitor& v) {
   v.field("folder", folder, "folder with the four IDX files, plain or .gz (Debian: dataset-fashion-mnist)");
-  v.field("image_size", image_size, "the 28 x 28 photographs are padded with black to this size", config::Range{28, 1024});
-  v.field("heldout", heldout, "images cut from the end of the train file as the heldout split", config::Range{0, 60000});
+  v.field("image_size", image_size, "the 28 x 28 photographs are padded with black to this size",
+          config::Range{28, 1024});
+  v.field("heldout", heldout, "images cut from the end of the train file as the heldout split",
+          config::Range{0, 60000});
   v.field("holdout_pairs", holdout_pairs, "remove the images of two class-attribute pairs from the train split");
 }
 

@@ -1,4 +1,5 @@
-// Fashion-MNIST (Xiao et al. 2017): 60,000 + 10,000 photographs of clothing, 28 x 28 grey; Debian's dataset-fashion-mnist.
+// Fashion-MNIST (Xiao et al. 2017): 60,000 + 10,000 photographs of clothing, 28 x 28 grey; Debian's
+// dataset-fashion-mnist.
 #pragma once
 #include <memory>
 #include <string>

@@ -53,7 +53,8 @@ class Source {
   // Nothing may follow: neither values nor, after a gzip member, other bytes. Reading on verifies the CRC.
   void expect_end() {
     uint8_t extra = 0;
-    if (read(&extra, 1) != 0) fail<DataError>("{}: bytes follow the last value: the sizes in its header are wrong", name_);
+    if (read(&extra, 1) != 0)
+      fail<DataError>("{}: bytes follow the last value: the sizes in its header are wrong", name_);
     if (gzip_ && stream_.avail_in != 0) fail<DataError>("{}: {} bytes follow the gzip stream", name_, stream_.avail_in);
   }
 
@@ -99,7 +100,8 @@ IdxArray read_idx(const std::filesystem::path& path, size_t rank) {
     const uint64_t n = (uint64_t{word[0]} << 24) | (uint64_t{word[1]} << 16) | (uint64_t{word[2]} << 8) | word[3];
     array.shape.push_back(static_cast<int64_t>(n));
     count = n == 0 ? 0 : count > kMaxBytes / n ? kMaxBytes + 1 : count * n;
-    if (count > kMaxBytes) fail<DataError>("{}: IDX sizes {} are over {} bytes", name, fmt::join(array.shape, " x "), kMaxBytes);
+    if (count > kMaxBytes)
+      fail<DataError>("{}: IDX sizes {} are over {} bytes", name, fmt::join(array.shape, " x "), kMaxBytes);
   }
   // Grown as bytes arrive: a header cannot make a small file take gigabytes.
   constexpr uint64_t kStep = uint64_t{64} << 20;

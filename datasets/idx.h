@@ -1,4 +1,5 @@
-// The IDX format of MNIST (http://yann.lecun.com/exdb/mnist): big-endian magic 0 0 type rank, the sizes, then the values.
+// The IDX format of MNIST (http://yann.lecun.com/exdb/mnist): big-endian magic 0 0 type rank, the sizes, then the
+// values.
 #pragma once
 #include <cstdint>
 #include <filesystem>

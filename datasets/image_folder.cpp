@@ -55,7 +55,8 @@ Captions read_metadata(const fs::path& folder) {
     if (!row.contains(key)) fail<DataError>("{}: neither \"text\" nor \"caption\"", place);
     const std::string name = fs::path(row["file_name"].get<std::string>()).lexically_normal().string();
     if (!fs::exists(folder / name)) fail<DataError>("{}: there is no file {}", place, (folder / name).string());
-    if (!captions.emplace(name, captions_of(row[key], place)).second) fail<DataError>("{}: {} is given twice", place, name);
+    if (!captions.emplace(name, captions_of(row[key], place)).second)
+      fail<DataError>("{}: {} is given twice", place, name);
   }
   return captions;
 }
@@ -80,8 +81,7 @@ std::unique_ptr<Dataset> ImageFolderConfig::build(Split split) const {
   const auto has_folder = [&](std::string_view name) { return fs::is_directory(fs::path(folder) / name); };
   const bool split_folders = std::any_of(std::begin(kSplitNames), std::end(kSplitNames), has_folder);
   const std::string_view name = kSplitNames[static_cast<size_t>(split)];
-  if (split_folders && !has_folder(name))
-    fail<DataError>("{} has split folders, but no '{}'", folder, name);
+  if (split_folders && !has_folder(name)) fail<DataError>("{} has split folders, but no '{}'", folder, name);
   const fs::path root = split_folders ? fs::path(folder) / name : fs::path(folder);
 
   const Captions metadata = read_metadata(root);

@@ -15,7 +15,8 @@ struct ImageFolderConfig : DatasetConfig {
   ImageListOptions images;
   std::string_view kind() const override { return "image_folder"; }
   void describe(config::Visitor& v) override;
-  // Subfolders train, heldout and test are the splits where one of them exists; otherwise a hash of the file name decides.
+  // Subfolders train, heldout and test are the splits where one of them exists; otherwise a hash of the file name
+  // decides.
   std::unique_ptr<Dataset> build(Split split) const override;
 };
 

@@ -29,14 +29,16 @@ class ImageList final : public Dataset {
     const Tensor image = io::read_image(entry.path, options_.grey ? io::Channels::grey : io::Channels::rgb);
     sample.image = resize_and_crop(image, options_.image_size).contiguous();
     if (const auto all = captions(index); !all.empty())
-      sample.caption = all[static_cast<size_t>(choose_caption(static_cast<int64_t>(all.size()), seed, epoch, entry.id))];
+      sample.caption =
+          all[static_cast<size_t>(choose_caption(static_cast<int64_t>(all.size()), seed, epoch, entry.id))];
     return sample;
   }
   std::vector<std::string> captions(int64_t index) const override {
     const std::vector<std::string>& all = entries_.at(static_cast<size_t>(index)).captions;
     if (all.empty() || options_.captions == CaptionChoice::seeded) return all;
     if (options_.captions == CaptionChoice::first) return {all.front()};
-    return {*std::max_element(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.size() < b.size(); })};
+    return {
+        *std::max_element(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.size() < b.size(); })};
   }
   std::string description() const override { return fmt::format("{}: {} images", description_, entries_.size()); }
 
@@ -63,7 +65,8 @@ class ImageList final : public Dataset {
 }  // namespace
 
 void describe_image_list(config::Visitor& v, ImageListOptions& o) {
-  v.field("image_size", o.image_size, "shorter side after antialiased resizing; the central square is kept", config::Range{8, 4096});
+  v.field("image_size", o.image_size, "shorter side after antialiased resizing; the central square is kept",
+          config::Range{8, 4096});
   v.field("grey", o.grey, "read as one grey channel instead of RGB");
   v.field("captions", o.captions, "which caption of an image that has several", kCaptionChoices);
   v.field("heldout", o.heldout, "share of images in the heldout split, by a hash of the file name", config::kUnit);

@@ -23,7 +23,7 @@ struct ImageListOptions {
 void describe_image_list(config::Visitor& v, ImageListOptions& options);
 
 struct ImageEntry {
-  int64_t id = 0;                     // place in the complete, sorted list: the same in every split
+  int64_t id = 0;  // place in the complete, sorted list: the same in every split
   std::filesystem::path path;
   std::string name;                   // relative, as listed
   std::vector<std::string> captions;  // empty only where captions are not required

@@ -65,9 +65,14 @@ StreamSampler::Place StreamSampler::at(int64_t position) const {
 
 struct Loader::Impl {
   Impl(const Dataset& data, const LoaderOptions& o)
-      : dataset(data), options(o), sampler(data.size(), o.seed, o.shuffle), consumed(o.first_step), issued(o.first_step) {
+      : dataset(data),
+        options(o),
+        sampler(data.size(), o.seed, o.shuffle),
+        consumed(o.first_step),
+        issued(o.first_step) {
     FEW_CHECK(o.world_size > 0 && o.rank >= 0 && o.rank < o.world_size, "rank {} of {}", o.rank, o.world_size);
-    FEW_CHECK(o.batch_size > 0 && o.batch_size % o.world_size == 0, "a batch of {} on {} ranks", o.batch_size, o.world_size);
+    FEW_CHECK(o.batch_size > 0 && o.batch_size % o.world_size == 0, "a batch of {} on {} ranks", o.batch_size,
+              o.world_size);
     FEW_CHECK(o.workers >= 0 && o.first_step >= 0, "{} workers from step {}", o.workers, o.first_step);
     slots.resize(static_cast<size_t>(std::max<int64_t>(1, o.prefetch)));
     if (o.workers > 0) start();
@@ -155,8 +160,8 @@ struct Loader::Impl {
   const StreamSampler sampler;
   std::mutex mutex;
   std::condition_variable can_work, can_take;
-  std::vector<Slot> slots;       // ring: step s waits in slot s % size
-  int64_t consumed, issued;      // next step to hand out; next step to begin
+  std::vector<Slot> slots;   // ring: step s waits in slot s % size
+  int64_t consumed, issued;  // next step to hand out; next step to begin
   bool stopping = false;
   double waited = 0;
   std::exception_ptr failure;

@@ -8,9 +8,9 @@
 
 namespace fewstep {
 
-// Position p of the endless stream is element p % N of the permutation of epoch p / N, keyed by (seed, epoch). Global step
-// s of batch G takes positions [s G, (s + 1) G); rank r of W takes the r-th W-th of them. Hence the same stream for any W
-// and after resume.
+// Position p of the endless stream is element p % N of the permutation of epoch p / N, keyed by (seed, epoch). Global
+// step s of batch G takes positions [s G, (s + 1) G); rank r of W takes the r-th W-th of them. Hence the same stream
+// for any W and after resume.
 class StreamSampler {
  public:
   StreamSampler(int64_t dataset_size, uint64_t seed, bool shuffle = true);
@@ -32,8 +32,8 @@ struct LoaderOptions {
   int rank = 0, world_size = 1;
   uint64_t seed = 0;
   int64_t first_step = 0;
-  int64_t workers = 1;      // 0: in the calling thread
-  int64_t prefetch = 4;     // batches ahead
+  int64_t workers = 1;   // 0: in the calling thread
+  int64_t prefetch = 4;  // batches ahead
   bool shuffle = true;
 };
 

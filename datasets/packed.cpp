@@ -20,7 +20,8 @@ Json parse_or_fail(const std::string& text, const std::string& place) {
 
 class Packed final : public Dataset {
  public:
-  Packed(const std::filesystem::path& path, const PackedConfig& config) : images_(path), config_(config), path_(path.string()) {
+  Packed(const std::filesystem::path& path, const PackedConfig& config)
+      : images_(path), config_(config), path_(path.string()) {
     const io::H5File& file = images_.file();
     if (file.contains("ids")) ids_ = file.read("ids");
     if (ids_.defined() && (ids_.scalar_type() != at::kLong || ids_.dim() != 1 || ids_.size(0) != size()))
@@ -43,7 +44,8 @@ class Packed final : public Dataset {
     if (config_.image_size > 0) image = resize_and_crop(image, config_.image_size);
     sample.image = image.contiguous();
     if (const auto all = captions(index); !all.empty())
-      sample.caption = all[static_cast<size_t>(choose_caption(static_cast<int64_t>(all.size()), seed, epoch, sample.id))];
+      sample.caption =
+          all[static_cast<size_t>(choose_caption(static_cast<int64_t>(all.size()), seed, epoch, sample.id))];
     sample.label = images_.label(index);
     if (!attributes_.empty()) {
       const std::string place = fmt::format("{}: attributes of row {}", path_, index);
@@ -58,7 +60,8 @@ class Packed final : public Dataset {
   std::vector<std::string> class_names() const override { return class_names_; }
   std::string description() const override { return fmt::format("packed {}: {} images", path_, size()); }
   std::string fingerprint() const override {
-    // Of the source where pack wrote it: packing changes no sample. The sidecar's hash was verified when the file was opened.
+    // Of the source where pack wrote it: packing changes no sample. The sidecar's hash was verified when the file was
+    // opened.
     const io::H5File& file = images_.file();
     const std::string content =
         file.has_attribute("fingerprint") ? file.attribute_string("fingerprint") : sha256_file(path_);
@@ -95,14 +98,15 @@ std::unique_ptr<Dataset> PackedConfig::build(Split split) const {
   const std::string& path = split == Split::train ? train : split == Split::heldout ? heldout : test;
   if (path.empty()) {
     constexpr std::string_view kNames[] = {"train", "heldout", "test"};
-    fail<ConfigError>("data.{} is not set: the {} split is asked for (make its file with `fewstep data pack --split {}`)",
-                      kNames[static_cast<size_t>(split)], kNames[static_cast<size_t>(split)],
-                      kNames[static_cast<size_t>(split)]);
+    fail<ConfigError>(
+        "data.{} is not set: the {} split is asked for (make its file with `fewstep data pack --split {}`)",
+        kNames[static_cast<size_t>(split)], kNames[static_cast<size_t>(split)], kNames[static_cast<size_t>(split)]);
   }
   return std::make_unique<Packed>(path, *this);
 }
 
-void pack_dataset(const Dataset& dataset, const std::filesystem::path& out, const std::function<void(int64_t)>& progress) {
+void pack_dataset(const Dataset& dataset, const std::filesystem::path& out,
+                  const std::function<void(int64_t)>& progress) {
   if (dataset.size() == 0) fail<DataError>("the data set is empty: {}", dataset.description());
   io::PackedWriter writer(out, dataset.get(0, 0, 0).image.sizes().vec());
   std::vector<std::string> attributes;

@@ -24,6 +24,7 @@ struct PackedConfig : DatasetConfig {
 };
 
 // Every sample with all its captions. The packed file gives the same samples as `dataset` for every (seed, epoch).
-void pack_dataset(const Dataset& dataset, const std::filesystem::path& out, const std::function<void(int64_t)>& progress);
+void pack_dataset(const Dataset& dataset, const std::filesystem::path& out,
+                  const std::function<void(int64_t)>& progress);
 
 }  // namespace fewstep

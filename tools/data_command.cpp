@@ -1,4 +1,5 @@
-// fewstep data pack|info|verify: look at a data set, prove that every sample of it can be read, pack it into one HDF5 file.
+// fewstep data pack|info|verify: look at a data set, prove that every sample of it can be read, pack it into one HDF5
+// file.
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
@@ -32,7 +33,8 @@ void describe(config::Visitor& v, DataRoot& root) { v.field("data", root.data, "
 namespace {
 namespace fs = std::filesystem;
 
-const std::map<std::string, Split> kSplits = {{"train", Split::train}, {"heldout", Split::heldout}, {"test", Split::test}};
+const std::map<std::string, Split> kSplits = {
+    {"train", Split::train}, {"heldout", Split::heldout}, {"test", Split::test}};
 
 struct DataArguments {
   std::string source, kind, out, split = "train";
@@ -84,14 +86,13 @@ using Histogram = std::map<std::string, int64_t>;
 void print_histogram(std::string_view title, const Histogram& counts, int64_t total) {
   fmt::print("{}\n", title);
   for (const auto& [name, count] : counts)
-    fmt::print("  {:<24} {:>9}  {:5.1f} %\n", name, count, 100.0 * static_cast<double>(count) / static_cast<double>(total));
+    fmt::print("  {:<24} {:>9}  {:5.1f} %\n", name, count,
+               100.0 * static_cast<double>(count) / static_cast<double>(total));
 }
 
 struct Lengths {
   int64_t least = std::numeric_limits<int64_t>::max(), most = 0, sum = 0, empty = 0;
-  void add(int64_t n) {
-    least = std::min(least, n), most = std::max(most, n), sum += n, empty += n == 0;
-  }
+  void add(int64_t n) { least = std::min(least, n), most = std::max(most, n), sum += n, empty += n == 0; }
 };
 
 // Width to height, in steps that tell portrait, square and landscape apart.
@@ -124,14 +125,16 @@ void info(const DataArguments& a) {
     words.add(std::count_if(parts.begin(), parts.end(), [](const std::string& word) { return !word.empty(); }));
     distinct.insert(sample.caption);
   }
-  if (looked_at < dataset->size()) fmt::print("The following is of {} samples, evenly spread (--limit N).\n", looked_at);
+  if (looked_at < dataset->size())
+    fmt::print("The following is of {} samples, evenly spread (--limit N).\n", looked_at);
   if (!classes.empty()) print_histogram("classes", classes, looked_at);
   for (const auto& [name, counts] : attributes) print_histogram("attribute " + name, counts, looked_at);
   print_histogram("image size (channels x height x width)", sizes, looked_at);
   print_histogram("aspect", aspects, looked_at);
   const auto mean = [&](const Lengths& l) { return static_cast<double>(l.sum) / static_cast<double>(looked_at); };
-  fmt::print("captions\n  {} distinct, {} empty; characters {}-{}, mean {:.1f}; words {}-{}, mean {:.1f}\n", distinct.size(),
-             characters.empty, characters.least, characters.most, mean(characters), words.least, words.most, mean(words));
+  fmt::print("captions\n  {} distinct, {} empty; characters {}-{}, mean {:.1f}; words {}-{}, mean {:.1f}\n",
+             distinct.size(), characters.empty, characters.least, characters.most, mean(characters), words.least,
+             words.most, mean(words));
 }
 
 void verify(const DataArguments& a) {
@@ -161,7 +164,8 @@ void verify(const DataArguments& a) {
     }
   };
   {
-    const auto count = a.threads > 0 ? a.threads : static_cast<int64_t>(std::max(1u, std::thread::hardware_concurrency()));
+    const auto count =
+        a.threads > 0 ? a.threads : static_cast<int64_t>(std::max(1u, std::thread::hardware_concurrency()));
     std::vector<std::jthread> threads;
     for (int64_t t = 0; t < count; ++t) threads.emplace_back(work);
   }
@@ -173,7 +177,8 @@ void verify(const DataArguments& a) {
 CLI::App* add_action(CLI::App* data, const std::string& name, const std::string& help, DataArguments& a) {
   auto* command = data->add_subcommand(name, help);
   command->add_option("source", a.source, "YAML file with `data:`, or a packed .h5 file");
-  command->add_option("overrides", a.overrides, "key.path=value over the file; with --kind keys of the data set itself");
+  command->add_option("overrides", a.overrides,
+                      "key.path=value over the file; with --kind keys of the data set itself");
   command->add_option("--kind", a.kind, "kind of data set, without a file: fashion_mnist, image_folder, coco, hdf5");
   command->add_option("--split", a.split, "train, heldout or test")->check(CLI::IsMember({"train", "heldout", "test"}));
   return command;
@@ -194,10 +199,11 @@ void add_data_command(CLI::App& app) {
   auto* checking = add_action(data, "verify", "read every sample, report each broken one (exit code 3)", *a);
   checking->add_option("--threads", a->threads, "0: one a core")->check(CLI::NonNegativeNumber);
   checking->callback([a] { verify(*a); });
-  data->footer("Examples:\n"
-               "  fewstep data info configs/quickstart/vq.yaml\n"
-               "  fewstep data pack --kind image_folder folder=photos image_size=256 --out train.h5\n"
-               "  fewstep data verify train.h5");
+  data->footer(
+      "Examples:\n"
+      "  fewstep data info configs/quickstart/vq.yaml\n"
+      "  fewstep data pack --kind image_folder folder=photos image_size=256 --out train.h5\n"
+      "  fewstep data verify train.h5");
 }
 
 }  // namespace fewstep

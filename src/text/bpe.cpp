@@ -187,7 +187,8 @@ void BpeTokenizer::load_vocabulary(const fs::path& path) {
   if (!vocabulary.is_object()) fail<DataError>("{}: expected an object of token: id", path.string());
   tokens_.assign(vocabulary.size(), "");
   for (const auto& [token, id] : vocabulary.items()) {
-    if (!id.is_number_integer()) fail<DataError>("{}: the id of '{}' is {}, not an integer", path.string(), token, id.dump());
+    if (!id.is_number_integer())
+      fail<DataError>("{}: the id of '{}' is {}, not an integer", path.string(), token, id.dump());
     const int64_t i = id.get<int64_t>();
     if (i < 0 || i >= vocab_size())
       fail<DataError>("{}: the id of '{}' is {}, but {} tokens have ids 0 to {}", path.string(), token, i, vocab_size(),
@@ -216,7 +217,8 @@ void BpeTokenizer::load_merges(const fs::path& path) {
       if (found == ids_.end()) fail<DataError>("{}:{}: '{}' is not in vocab.json", path.string(), n + 1, symbols[i]);
       ids[i] = found->second;
     }
-    if (merge_of_.contains(key({ids[0], ids[1]}))) fail<DataError>("{}:{}: '{}' is given twice", path.string(), n + 1, line);
+    if (merge_of_.contains(key({ids[0], ids[1]})))
+      fail<DataError>("{}:{}: '{}' is given twice", path.string(), n + 1, line);
     add_merge({ids[0], ids[1]}, ids[2]);
   }
 }

@@ -1,9 +1,9 @@
-// Byte-level byte-pair encoding in the GPT-2 form (Sennrich et al. 2016; Radford et al. 2019): every byte is a symbol, so
-// any text has ids and comes back exactly; there is no unknown token.
+// Byte-level byte-pair encoding in the GPT-2 form (Sennrich et al. 2016; Radford et al. 2019): every byte is a symbol,
+// so any text has ids and comes back exactly; there is no unknown token.
 //
-// Pre-tokenisation is GPT-2's pattern: 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ : a word,
-// a number or a run of signs takes one leading space with it, and merges never cross the pieces. Special tokens written
-// out in a text ("<eos>") are plain text: a caption cannot end itself.
+// Pre-tokenisation is GPT-2's pattern: 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ : a
+// word, a number or a run of signs takes one leading space with it, and merges never cross the pieces. Special tokens
+// written out in a text ("<eos>") are plain text: a caption cannot end itself.
 //
 // Files are the standard vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json; Hugging Face's
 // GPT2Tokenizer and tokenizers.ByteLevelBPETokenizer read them and give the same ids (tests/golden/bpe).
@@ -31,13 +31,13 @@ class BpeTokenizer {
   static BpeTokenizer load(const std::filesystem::path& folder);  // DataError with file and reason
   void save(const std::filesystem::path& folder) const;
 
-  std::vector<int64_t> encode(std::string_view text) const;    // without <bos> and <eos>; thread-safe
-  std::string decode(std::span<const int64_t> ids) const;      // skips special tokens; Error on ids out of range
+  std::vector<int64_t> encode(std::string_view text) const;  // without <bos> and <eos>; thread-safe
+  std::string decode(std::span<const int64_t> ids) const;    // skips special tokens; Error on ids out of range
   int64_t vocab_size() const { return static_cast<int64_t>(tokens_.size()); }
   int64_t pad_id() const { return pad_; }
   int64_t bos_id() const { return bos_; }
   int64_t eos_id() const { return eos_; }
-  const std::string& token(int64_t id) const;                  // in the printable alphabet of vocab.json
+  const std::string& token(int64_t id) const;  // in the printable alphabet of vocab.json
 
  private:
   struct Merge {
@@ -55,10 +55,10 @@ class BpeTokenizer {
   void load_special_tokens(const std::filesystem::path& path);
   void encode_word(std::string_view word, std::vector<int64_t>& out) const;
 
-  std::vector<std::string> tokens_;               // by id
+  std::vector<std::string> tokens_;  // by id
   std::unordered_map<std::string, int64_t> ids_;
   std::array<int64_t, 256> byte_ids_{};
-  std::vector<Pair> merges_;                      // by rank
+  std::vector<Pair> merges_;  // by rank
   std::unordered_map<uint64_t, Merge> merge_of_;
   int64_t pad_ = -1, bos_ = -1, eos_ = -1;
 };

@@ -1,5 +1,5 @@
-// Training of the byte-pair merges: counts of neighbouring symbols are kept up to date word by word, and a heap with stale
-// entries gives the most frequent pair, so a step costs the words that hold the pair, not the corpus.
+// Training of the byte-pair merges: counts of neighbouring symbols are kept up to date word by word, and a heap with
+// stale entries gives the most frequent pair, so a step costs the words that hold the pair, not the corpus.
 #include <map>
 #include <queue>
 #include <set>

@@ -10,7 +10,7 @@ namespace fewstep::text {
 enum class CharClass { letter, number, space, other };  // \p{L}, \p{N}, White_Space, the rest
 
 struct CodePoint {
-  uint32_t value = 0;   // an invalid byte stands for itself plus kInvalid
+  uint32_t value = 0;  // an invalid byte stands for itself plus kInvalid
   size_t bytes = 1;
 };
 inline constexpr uint32_t kInvalid = 0x110000;

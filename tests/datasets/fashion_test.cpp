@@ -86,7 +86,8 @@ Tensor rectangle(int64_t size, int64_t height, int64_t width, int64_t level) {
   return image;
 }
 Measurement measured(const Tensor& image) {
-  return measure_garment({image.const_data_ptr<uint8_t>(), static_cast<size_t>(image.numel())}, image.size(1), image.size(2));
+  return measure_garment({image.const_data_ptr<uint8_t>(), static_cast<size_t>(image.numel())}, image.size(1),
+                         image.size(2));
 }
 
 TEST(Attributes, OfARectangleAreItsSidesAndLevel) {
@@ -122,7 +123,8 @@ TEST(Attributes, ThresholdsSplitAndTiesGoUp) {
   EXPECT_EQ(t.height[0], 4);  // of 0 2 4 6 8
   EXPECT_EQ(t.height[1], 5);  // of 1 3 5 7: the upper of the two in the middle
   EXPECT_EQ(name_attributes({30, 4, 5}, 0, t), (Attributes{{"tone", "mid"}, {"height", "long"}, {"width", "wide"}}));
-  EXPECT_EQ(name_attributes({29.9, 3.9, 4.9}, 0, t), (Attributes{{"tone", "dark"}, {"height", "short"}, {"width", "narrow"}}));
+  EXPECT_EQ(name_attributes({29.9, 3.9, 4.9}, 0, t),
+            (Attributes{{"tone", "dark"}, {"height", "short"}, {"width", "narrow"}}));
   EXPECT_EQ(name_attributes({60, 9, 9}, 0, t).at("tone"), "bright");
   EXPECT_THROW(name_attributes({}, 10, t), Error);
 }
@@ -141,14 +143,16 @@ TEST(Attributes, OfGreyAndColourImagesAreTheSame) {
 TEST(Attributes, ThresholdsSurviveJson) {
   AttributeThresholds t;
   t.tone_dark = 1.0 / 3, t.tone_bright = 200.25;
-  for (size_t c = 0; c < 10; ++c) t.height[c] = 20 + 0.1 * static_cast<double>(c), t.width[c] = 1.0 / static_cast<double>(c + 1);
+  for (size_t c = 0; c < 10; ++c)
+    t.height[c] = 20 + 0.1 * static_cast<double>(c), t.width[c] = 1.0 / static_cast<double>(c + 1);
   const AttributeThresholds back = thresholds_from_json(Json::parse(to_json(t).dump()), "x");
   EXPECT_EQ(back.tone_dark, t.tone_dark);
   EXPECT_EQ(back.height, t.height);
   EXPECT_EQ(back.width, t.width);
   Json broken = to_json(t);
   broken["width_median"].erase(0);
-  EXPECT_THAT(error_of<DataError>([&] { thresholds_from_json(broken, "a.json"); }), HasSubstr("a.json: width_median has 9"));
+  EXPECT_THAT(error_of<DataError>([&] { thresholds_from_json(broken, "a.json"); }),
+              HasSubstr("a.json: width_median has 9"));
   EXPECT_THAT(error_of<DataError>([&] { thresholds_from_json(Json::object(), "a.json"); }), HasSubstr("a.json"));
 }
 
@@ -225,9 +229,13 @@ TEST_F(Fashion, SaysHowToGetTheData) {
 }
 
 TEST_F(Fashion, RefusesFilesThatDoNotBelongTogether) {
-  EXPECT_THAT(error_of<DataError>([&] { small(idx(8, {4, 28, 28}, 4 * 784), idx(8, {5}, 5)).build(Split::train); }),
+  EXPECT_THAT(error_of<DataError>([&] {
+                small(idx(8, {4, 28, 28}, 4 * 784), idx(8, {5}, 5)).build(Split::train);
+              }),
               HasSubstr("4 images, but"));
-  EXPECT_THAT(error_of<DataError>([&] { small(idx(8, {4, 28, 28}, 4 * 784), idx(8, {4}, 4, 10)).build(Split::train); }),
+  EXPECT_THAT(error_of<DataError>([&] {
+                small(idx(8, {4, 28, 28}, 4 * 784), idx(8, {4}, 4, 10)).build(Split::train);
+              }),
               HasSubstr("label 10 of image 0"));
   auto config = small();
   config.heldout = 5;

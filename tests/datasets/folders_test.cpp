@@ -150,13 +150,18 @@ TEST_F(Folders, ReadsCocoAndNamesItsMistakes) {
   EXPECT_THAT(with(images + "\"annotations\": 3}"), HasSubstr("no array \"annotations\""));
   EXPECT_THAT(with(images + R"("annotations": [{"image_id": 11, "caption": "x"}]})"),
               HasSubstr("annotations[0]: there is no image with id 11"));
-  EXPECT_THAT(with(images + R"("annotations": [{"image_id": 10}]})"), HasSubstr("annotations[0]: \"caption\" is missing"));
-  EXPECT_THAT(with(images + R"("annotations": [{"image_id": "10", "caption": "x"}]})"), HasSubstr("of the wrong type: \"10\""));
-  EXPECT_THAT(with(images + R"("annotations": [{"image_id": 10, "caption": "x"}]})"), HasSubstr("image 20 (2.png) has no caption"));
-  EXPECT_THAT(with(R"({"images": [{"id": 1, "file_name": "1.png"}, {"id": 1, "file_name": "2.png"}], "annotations": []})"),
-              HasSubstr("images[1]: image id 1 is given twice"));
-  EXPECT_THAT(with(R"({"images": [{"id": 1, "file_name": "9.png"}], "annotations": [{"image_id": 1, "caption": "x"}]})"),
-              HasSubstr("is data.folder the folder"));
+  EXPECT_THAT(with(images + R"("annotations": [{"image_id": 10}]})"),
+              HasSubstr("annotations[0]: \"caption\" is missing"));
+  EXPECT_THAT(with(images + R"("annotations": [{"image_id": "10", "caption": "x"}]})"),
+              HasSubstr("of the wrong type: \"10\""));
+  EXPECT_THAT(with(images + R"("annotations": [{"image_id": 10, "caption": "x"}]})"),
+              HasSubstr("image 20 (2.png) has no caption"));
+  EXPECT_THAT(
+      with(R"({"images": [{"id": 1, "file_name": "1.png"}, {"id": 1, "file_name": "2.png"}], "annotations": []})"),
+      HasSubstr("images[1]: image id 1 is given twice"));
+  EXPECT_THAT(
+      with(R"({"images": [{"id": 1, "file_name": "9.png"}], "annotations": [{"image_id": 1, "caption": "x"}]})"),
+      HasSubstr("is data.folder the folder"));
 }
 
 void expect_same_samples(const Dataset& a, const Dataset& b) {

@@ -45,11 +45,17 @@ std::vector<int64_t> ids_of(const Batch& batch) {
 std::vector<std::vector<int64_t>> stream(const Dataset& data, int world, int64_t workers, int64_t first, int64_t last) {
   std::vector<std::vector<int64_t>> steps(static_cast<size_t>(last - first), std::vector<int64_t>(12));
   for (int rank = 0; rank < world; ++rank) {
-    Loader loader(data, {.batch_size = 12, .rank = rank, .world_size = world, .seed = 5, .first_step = first,
-                         .workers = workers, .prefetch = 3});
+    Loader loader(data, {.batch_size = 12,
+                         .rank = rank,
+                         .world_size = world,
+                         .seed = 5,
+                         .first_step = first,
+                         .workers = workers,
+                         .prefetch = 3});
     for (auto& step : steps) {
       const auto share = ids_of(loader.next());
-      for (size_t i = 0; i < share.size(); ++i) step[i * static_cast<size_t>(world) + static_cast<size_t>(rank)] = share[i];
+      for (size_t i = 0; i < share.size(); ++i)
+        step[i * static_cast<size_t>(world) + static_cast<size_t>(rank)] = share[i];
     }
   }
   return steps;

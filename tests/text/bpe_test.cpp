@@ -27,13 +27,16 @@ std::vector<std::string> corpus() {
   for (const char* word : {"t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "ankle boot"})
     for (const char* tone : {"dark", "mid", "bright"})
       texts.push_back(std::string("a photo of a ") + tone + " long " + word + ", wide");
-  for (int i = 0; i < 3; ++i) texts.push_back("\xE6\x97\xA5\xE6\x9C\xAC\xE8\xAA\x9E caf\xC3\xA9 it's 123 12 \xC2\xBD!!");
+  for (int i = 0; i < 3; ++i)
+    texts.push_back("\xE6\x97\xA5\xE6\x9C\xAC\xE8\xAA\x9E caf\xC3\xA9 it's 123 12 \xC2\xBD!!");
   return texts;
 }
 
 class Bpe : public testing::Test {
  protected:
-  Bpe() : folder(fs::temp_directory_path() / ("bpe_test_" + std::to_string(getpid()))) { fs::create_directories(folder); }
+  Bpe() : folder(fs::temp_directory_path() / ("bpe_test_" + std::to_string(getpid()))) {
+    fs::create_directories(folder);
+  }
   ~Bpe() override { fs::remove_all(folder); }
   // The message of the DataError that load() answers with after `change` was written to `file`.
   std::string load_error(const std::string& file, const std::string& content) {
