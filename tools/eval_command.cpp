@@ -23,24 +23,28 @@ struct EvalArguments {
 
 at::Device single_device(dist::DeviceKind kind) {
   const auto world = dist::World::from_environment({.device = kind});
-  if (world->size() > 1) fail<ConfigError>("eval runs in one process, not under torchrun or srun with {}", world->size());
+  if (world->size() > 1)
+    fail<ConfigError>("eval runs in one process, not under torchrun or srun with {}", world->size());
   return world->device();
 }
 
 void evaluate(const EvalArguments& a) {
-  if (a.config.empty()) fail<ConfigError>("fewstep eval: give a config file, or one of fid, kid, prdc with two image sets");
+  if (a.config.empty())
+    fail<ConfigError>("fewstep eval: give a config file, or one of fid, kid, prdc with two image sets");
   auto config = config::load<eval::EvalConfig>(a.config, a.overrides);
   const eval::Results results = eval::run_evaluation(config, single_device(config.device));
   fmt::print("{}\n{}", results.protocol, eval::results_table(results));
   if (results.qualification && !results.qualification->passed)
     log::warn("the encoder is not qualified for Frechet distance: {}", results.qualification->reasons.front());
-  log::info("results in {}{}", (eval::output_folder(config) / "results.json").string(), config.report ? " and report.html" : "");
+  log::info("results in {}{}", (eval::output_folder(config) / "results.json").string(),
+            config.report ? " and report.html" : "");
 }
 
 void compare_sets(const EvalArguments& a, eval::CompareMetric metric) {
   if (a.encoder.empty())
-    fail<ConfigError>("--encoder DIR is needed: the run or model folder of a classifier_encoder or contrastive training "
-                      "(the Inception and CLIP networks of the published metrics cannot be loaded yet)");
+    fail<ConfigError>(
+        "--encoder DIR is needed: the run or model folder of a classifier_encoder or contrastive training "
+        "(the Inception and CLIP networks of the published metrics cannot be loaded yet)");
   const auto encoder = eval::load_image_encoder(a.encoder, "encoder", single_device(dist::DeviceKind::automatic));
   const Json result = eval::compare(metric, eval::load_side(a.a, *encoder), eval::load_side(a.b, *encoder), *encoder);
   if (a.json) {
@@ -49,7 +53,9 @@ void compare_sets(const EvalArguments& a, eval::CompareMetric metric) {
   }
   for (const auto& [name, value] : result["metrics"].items())
     fmt::print("{}\t{}\n", name,
-               eval::format_value({.value = value["value"].get<double>(), .ci95 = value["ci95"].get<double>(), .n = value["n"].get<int64_t>()}));
+               eval::format_value({.value = value["value"].get<double>(),
+                                   .ci95 = value["ci95"].get<double>(),
+                                   .n = value["n"].get<int64_t>()}));
 }
 
 }  // namespace
@@ -57,8 +63,8 @@ void compare_sets(const EvalArguments& a, eval::CompareMetric metric) {
 void add_eval_command(CLI::App& app) {
   auto* command = app.add_subcommand("eval", "measure a model, or compare two sets of images");
   auto a = std::make_shared<EvalArguments>();
-  command->add_option("config", a->config, "YAML file of the evaluation (its key `metrics:` lists what is measured)");
-  command->add_option("overrides", a->overrides, "key.path=value, over the file");
+  command->add_option("CONFIG", a->config, "YAML file of the evaluation (its key `metrics:` lists what is measured)");
+  command->add_option("OVERRIDES", a->overrides, "key.path=value, over the file");
   const std::pair<const char*, eval::CompareMetric> pairs[] = {
       {"fid", eval::CompareMetric::fid}, {"kid", eval::CompareMetric::kid}, {"prdc", eval::CompareMetric::prdc}};
   const char* meaning[] = {"Frechet distance between two sets", "kernel distance between two sets",
@@ -73,11 +79,13 @@ void add_eval_command(CLI::App& app) {
     sub->callback([a, metric = pairs[i].second] { compare_sets(*a, metric); });
     compared.push_back(sub);
   }
-  command->footer("Examples:\n"
-                  "  fewstep eval configs/eval/quickstart.yaml num_samples=500\n"
-                  "  fewstep eval fid real/ samples/ --encoder runs/judge\n"
-                  "Numbers are named by the encoder and the hash of its weights: FD[judge@1a2b3c4d]. \"FID\" and \"CLIP-Score\" are\n"
-                  "printed only for the published networks' weights.");
+  command->footer(
+      "Examples:\n"
+      "  fewstep eval configs/eval/quickstart.yaml num_samples=500\n"
+      "  fewstep eval fid real/ samples/ --encoder runs/judge\n"
+      "Numbers are named by the encoder and the hash of its weights: FD[judge@1a2b3c4d]. \"FID\" and \"CLIP-Score\" "
+      "are\n"
+      "printed only for the published networks' weights.");
   command->callback([a, compared] {
     for (const CLI::App* sub : compared)
       if (sub->parsed()) return;

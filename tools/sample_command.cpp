@@ -100,8 +100,8 @@ void sample(const SampleArguments& a) {
 void add_sample_command(CLI::App& app) {
   auto* command = app.add_subcommand("sample", "make images from prompts");
   auto a = std::make_shared<SampleArguments>();
-  command->add_option("model", a->model, "run folder, checkpoint or model folder")->required();
-  command->add_option("overrides", a->overrides, "key=value: guidance, temperature, top_k, top_p, batch_size");
+  command->add_option("MODEL", a->model, "run folder, checkpoint or model folder")->required();
+  command->add_option("OVERRIDES", a->overrides, "key=value: guidance, temperature, top_k, top_p, batch_size");
   command->add_option("--prompt", a->prompt, "one prompt");
   command->add_option("--prompts", a->prompts_file, "text file, one prompt a line");
   command->add_option("--num", a->num, "samples of each prompt")->check(CLI::PositiveNumber);

@@ -72,8 +72,8 @@ void train(const TrainArguments& a) {
 void add_train_command(CLI::App& app) {
   auto* command = app.add_subcommand("train", "train what CONFIG describes");
   auto a = std::make_shared<TrainArguments>();
-  command->add_option("config", a->config, "YAML file of the run")->required();
-  command->add_option("overrides", a->overrides, "key.path=value, over the file (see: fewstep config explain)");
+  command->add_option("CONFIG", a->config, "YAML file of the run")->required();
+  command->add_option("OVERRIDES", a->overrides, "key.path=value, over the file (see: fewstep config explain)");
   command->add_flag("--resume", a->resume, "continue from the newest whole checkpoint, bit for bit");
   command->add_option("--run-dir", a->run_dir, "folder of the run instead of runs/<name>");
   command->add_option("--device", a->device, "cpu or cuda instead of the file's")->check(CLI::IsMember({"auto", "cpu", "cuda"}));
