@@ -20,7 +20,7 @@ import PIL
 from PIL import Image, features
 
 def make(folder):
-    """Pictures with a photograph's 1/f spectrum, edges and colour; about 2 bits a pixel as JPEG."""
+    """Pictures with a photograph's 1/f spectrum, edges and colour; about 4 bits a pixel as JPEG."""
     rng = np.random.default_rng(0)
     fy, fx = np.meshgrid(np.fft.fftfreq(480), np.fft.rfftfreq(640), indexing="ij")
     spectrum = 1 / np.maximum(np.hypot(fy, fx), 1 / 640) ** 1.1

@@ -141,7 +141,8 @@ std::string check_file(const fs::path& path, const std::string& name, const Json
     return fmt::format("{}: '{}' has no size and sha256", kManifest, name);
   std::error_code code;
   const uint64_t size = fs::file_size(path, code), expected = entry.at("size").get<uint64_t>();
-  if (code) return fmt::format("{}: {}", name, code == std::errc::no_such_file_or_directory ? "missing" : code.message());
+  if (code)
+    return fmt::format("{}: {}", name, code == std::errc::no_such_file_or_directory ? "missing" : code.message());
   if (size != expected) return fmt::format("{}: {} bytes, expected {}", name, size, expected);
   const std::string hash = sha256_file(path.string()), wanted = entry.at("sha256").get<std::string>();
   if (hash != wanted) return fmt::format("{}: SHA-256 {}, expected {} (content changed)", name, hash, wanted);
@@ -218,7 +219,8 @@ std::optional<fs::path> find_checkpoint(const fs::path& run_dir) {
     if (const auto it = std::find(steps.begin(), steps.end(), *latest); it != steps.end()) {
       std::rotate(steps.begin(), it, it + 1);
     } else {
-      log::warn("{}: names step {}, which is not there; using the newest one there is", (folder / "latest").string(), *latest);
+      log::warn("{}: names step {}, which is not there; using the newest one there is", (folder / "latest").string(),
+                *latest);
     }
   }
   for (const int64_t step : steps) {

@@ -50,14 +50,15 @@ struct TypeEntry {
   hid_t native, stored;  // native in memory, little-endian in the file
 };
 std::vector<TypeEntry> types() {  // the constants are function calls, valid only after H5open()
-  return {{at::kByte, H5T_NATIVE_UINT8, H5T_STD_U8LE},  {at::kShort, H5T_NATIVE_INT16, H5T_STD_I16LE},
-          {at::kInt, H5T_NATIVE_INT32, H5T_STD_I32LE},  {at::kLong, H5T_NATIVE_INT64, H5T_STD_I64LE},
+  return {{at::kByte, H5T_NATIVE_UINT8, H5T_STD_U8LE},    {at::kShort, H5T_NATIVE_INT16, H5T_STD_I16LE},
+          {at::kInt, H5T_NATIVE_INT32, H5T_STD_I32LE},    {at::kLong, H5T_NATIVE_INT64, H5T_STD_I64LE},
           {at::kFloat, H5T_NATIVE_FLOAT, H5T_IEEE_F32LE}, {at::kDouble, H5T_NATIVE_DOUBLE, H5T_IEEE_F64LE}};
 }
 TypeEntry type_entry(at::ScalarType type, const std::string& place) {
   for (const TypeEntry& t : types())
     if (t.type == type) return t;
-  fail("{}: {} cannot be stored in HDF5 (known: uint8, int16, int32, int64, float32, float64)", place, c10::toString(type));
+  fail("{}: {} cannot be stored in HDF5 (known: uint8, int16, int32, int64, float32, float64)", place,
+       c10::toString(type));
 }
 
 std::string innermost_error() {
@@ -175,7 +176,8 @@ bool H5File::contains(const std::string& name) const {
 
 int64_t H5File::dataset(const std::string& name) const {
   if (const auto found = datasets_.find(name); found != datasets_.end()) return found->second;
-  if (!contains(name)) fail<DataError>("{}: no data set '{}' (has: {})", path_.string(), name, c10::Join(", ", names()));
+  if (!contains(name))
+    fail<DataError>("{}: no data set '{}' (has: {})", path_.string(), name, c10::Join(", ", names()));
   const hid_t id = H5Dopen2(file_, name.c_str(), H5P_DEFAULT);
   if (id < 0) raise("data set '" + name + "'");
   return datasets_[name] = id;
@@ -216,7 +218,8 @@ void H5File::create_dataset(const std::string& name, at::ScalarType type, const 
     chunk.push_back(static_cast<hsize_t>(d));
     row_bytes *= static_cast<uint64_t>(d);
   }
-  chunk[0] = static_cast<hsize_t>(layout.chunk_rows > 0 ? layout.chunk_rows : std::max<int64_t>(1, (64 << 10) / static_cast<int64_t>(row_bytes)));
+  chunk[0] = static_cast<hsize_t>(
+      layout.chunk_rows > 0 ? layout.chunk_rows : std::max<int64_t>(1, (64 << 10) / static_cast<int64_t>(row_bytes)));
   const Handle space(H5Screate_simple(static_cast<int>(extent.size()), extent.data(), most.data()), H5Sclose);
   const Handle options(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
   H5Pset_chunk(options, static_cast<int>(chunk.size()), chunk.data());
@@ -224,7 +227,8 @@ void H5File::create_dataset(const std::string& name, at::ScalarType type, const 
     H5Pset_shuffle(options);
     H5Pset_deflate(options, static_cast<unsigned>(layout.deflate));
   }
-  const hid_t id = H5Dcreate2(file_, name.c_str(), type_entry(type, path_.string()).stored, space, H5P_DEFAULT, options, H5P_DEFAULT);
+  const hid_t id = H5Dcreate2(file_, name.c_str(), type_entry(type, path_.string()).stored, space, H5P_DEFAULT, options,
+                              H5P_DEFAULT);
   if (id < 0) raise("data set '" + name + "' cannot be created");
   datasets_[name] = id;
 }
@@ -234,18 +238,22 @@ void H5File::append(const std::string& name, const Tensor& rows) {
   const hid_t id = dataset(name);
   std::vector<hsize_t> extent = extent_of(id), start(extent.size(), 0), count = extent;
   bool fits = rows.dim() == static_cast<int64_t>(extent.size()) && rows.scalar_type() == dtype(name);
-  for (size_t d = 1; fits && d < extent.size(); ++d) fits = rows.size(static_cast<int64_t>(d)) == static_cast<int64_t>(extent[d]);
-  FEW_CHECK(fits, "{}: rows of {} [{}] do not fit data set '{}' of {} [{}]", path_.string(), c10::toString(rows.scalar_type()),
-            c10::str(rows.sizes()), name, c10::toString(dtype(name)), c10::Join(", ", extent));
+  for (size_t d = 1; fits && d < extent.size(); ++d)
+    fits = rows.size(static_cast<int64_t>(d)) == static_cast<int64_t>(extent[d]);
+  FEW_CHECK(fits, "{}: rows of {} [{}] do not fit data set '{}' of {} [{}]", path_.string(),
+            c10::toString(rows.scalar_type()), c10::str(rows.sizes()), name, c10::toString(dtype(name)),
+            c10::Join(", ", extent));
   if (rows.size(0) == 0) return;
   start[0] = extent[0];
   count[0] = static_cast<hsize_t>(rows.size(0));
   extent[0] += count[0];
   if (H5Dset_extent(id, extent.data()) < 0) raise("data set '" + name + "' cannot grow");
-  const Handle space(H5Dget_space(id), H5Sclose), memory(H5Screate_simple(static_cast<int>(count.size()), count.data(), nullptr), H5Sclose);
+  const Handle space(H5Dget_space(id), H5Sclose),
+      memory(H5Screate_simple(static_cast<int>(count.size()), count.data(), nullptr), H5Sclose);
   H5Sselect_hyperslab(space, H5S_SELECT_SET, start.data(), nullptr, count.data(), nullptr);
   const Tensor data = rows.detach().cpu().contiguous();
-  if (H5Dwrite(id, type_entry(data.scalar_type(), path_.string()).native, memory, space, H5P_DEFAULT, data.const_data_ptr()) < 0)
+  if (H5Dwrite(id, type_entry(data.scalar_type(), path_.string()).native, memory, space, H5P_DEFAULT,
+               data.const_data_ptr()) < 0)
     raise("data set '" + name + "' cannot be written");
 }
 
@@ -268,9 +276,11 @@ Tensor H5File::read_rows(const std::string& name, int64_t begin, int64_t end) co
   extent[0] = static_cast<hsize_t>(end - begin);
   Tensor out = at::empty(std::vector<int64_t>(extent.begin(), extent.end()), dtype(name));
   if (out.numel() == 0) return out;
-  const Handle space(H5Dget_space(id), H5Sclose), memory(H5Screate_simple(static_cast<int>(extent.size()), extent.data(), nullptr), H5Sclose);
+  const Handle space(H5Dget_space(id), H5Sclose),
+      memory(H5Screate_simple(static_cast<int>(extent.size()), extent.data(), nullptr), H5Sclose);
   H5Sselect_hyperslab(space, H5S_SELECT_SET, start.data(), nullptr, extent.data(), nullptr);
-  if (H5Dread(id, type_entry(out.scalar_type(), path_.string()).native, memory, space, H5P_DEFAULT, out.mutable_data_ptr()) < 0)
+  if (H5Dread(id, type_entry(out.scalar_type(), path_.string()).native, memory, space, H5P_DEFAULT,
+              out.mutable_data_ptr()) < 0)
     raise(fmt::format("data set '{}': rows {}...{} cannot be read", name, begin, end));
   return out;
 }
@@ -287,7 +297,8 @@ void H5File::write_strings(const std::string& name, const std::vector<std::strin
     FEW_CHECK(v.find('\0') == v.npos, "{}: a text in '{}' holds a zero byte", path_.string(), name);
     pointers.push_back(v.c_str());
   }
-  if (n > 0 && H5Dwrite(id, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, pointers.data()) < 0) raise("data set '" + name + "' cannot be written");
+  if (n > 0 && H5Dwrite(id, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, pointers.data()) < 0)
+    raise("data set '" + name + "' cannot be written");
 }
 
 std::vector<std::string> H5File::read_strings(const std::string& name) const {
@@ -301,7 +312,8 @@ std::vector<std::string> H5File::read_strings(const std::string& name) const {
   if (H5Tis_variable_str(type) > 0) {
     std::vector<char*> pointers(n, nullptr);
     const Handle memory(H5Tcopy(type), H5Tclose);
-    if (H5Dread(id, memory, H5S_ALL, H5S_ALL, H5P_DEFAULT, pointers.data()) < 0) raise("data set '" + name + "' cannot be read");
+    if (H5Dread(id, memory, H5S_ALL, H5S_ALL, H5P_DEFAULT, pointers.data()) < 0)
+      raise("data set '" + name + "' cannot be read");
     for (size_t i = 0; i < n; ++i) out[i] = pointers[i] != nullptr ? pointers[i] : "";
     H5Dvlen_reclaim(memory, space, H5P_DEFAULT, pointers.data());
     return out;
@@ -356,8 +368,10 @@ H5Attribute H5File::attribute(const std::string& key, const std::string& object)
       if (H5Aread(attribute, H5T_NATIVE_DOUBLE, &value) < 0) raise(unreadable);
       return value;
     }
-    case H5T_STRING: break;
-    default: fail<DataError>("{}: attribute '{}' is neither a number nor text", path_.string(), key);
+    case H5T_STRING:
+      break;
+    default:
+      fail<DataError>("{}: attribute '{}' is neither a number nor text", path_.string(), key);
   }
   if (H5Tis_variable_str(type) > 0) {
     char* text = nullptr;

@@ -40,7 +40,7 @@ class H5File {
     int deflate = 0;
   };
   void create_dataset(const std::string& name, at::ScalarType type, const Layout& layout);
-  void append(const std::string& name, const Tensor& rows);             // [n, row...], the data set's own type
+  void append(const std::string& name, const Tensor& rows);                  // [n, row...], the data set's own type
   void write(const std::string& name, const Tensor& rows, int deflate = 0);  // create_dataset + append
   Tensor read(const std::string& name) const;
   Tensor read_rows(const std::string& name, int64_t begin, int64_t end) const;  // [end - begin, row...]

@@ -24,10 +24,14 @@ namespace {
 
 Pixels decode(std::string_view bytes, std::string_view name) {
   switch (image_format(bytes)) {
-    case ImageFormat::png: return decode_png(bytes, name);
-    case ImageFormat::jpeg: return decode_jpeg(bytes, name);
-    case ImageFormat::webp: return decode_webp(bytes, name);
-    case ImageFormat::unknown: break;
+    case ImageFormat::png:
+      return decode_png(bytes, name);
+    case ImageFormat::jpeg:
+      return decode_jpeg(bytes, name);
+    case ImageFormat::webp:
+      return decode_webp(bytes, name);
+    case ImageFormat::unknown:
+      break;
   }
   unknown_format(bytes, name);
 }
@@ -74,17 +78,26 @@ Tensor decode_image(std::string_view bytes, std::string_view name, Channels chan
   return to_tensor(with_channels(decode(bytes, name), channels));
 }
 
-Tensor read_image(const fs::path& path, Channels channels) { return decode_image(read_text(path), path.string(), channels); }
+Tensor read_image(const fs::path& path, Channels channels) {
+  return decode_image(read_text(path), path.string(), channels);
+}
 
 ImageSize read_image_size(const fs::path& path) {
   const MappedFile file(path);
   const std::string_view bytes(reinterpret_cast<const char*>(file.data()), file.size());
   PixelSize size;
   switch (image_format(bytes)) {
-    case ImageFormat::png: size = png_size(bytes, path.string()); break;
-    case ImageFormat::jpeg: size = jpeg_size(bytes, path.string()); break;
-    case ImageFormat::webp: size = webp_size(bytes, path.string()); break;
-    case ImageFormat::unknown: unknown_format(bytes, path.string());
+    case ImageFormat::png:
+      size = png_size(bytes, path.string());
+      break;
+    case ImageFormat::jpeg:
+      size = jpeg_size(bytes, path.string());
+      break;
+    case ImageFormat::webp:
+      size = webp_size(bytes, path.string());
+      break;
+    case ImageFormat::unknown:
+      unknown_format(bytes, path.string());
   }
   check_image_size(size.width, size.height, path.string());
   return {size.width, size.height};
@@ -107,7 +120,8 @@ Tensor decode_image_resized(std::string_view bytes, std::string_view name, const
   }
   pixels = with_channels(std::move(pixels), o.channels);
   const PixelSize size = short_side_size(full, o.short_side);
-  const int64_t width = o.crop_width > 0 ? o.crop_width : size.width, height = o.crop_height > 0 ? o.crop_height : size.height;
+  const int64_t width = o.crop_width > 0 ? o.crop_width : size.width,
+                height = o.crop_height > 0 ? o.crop_height : size.height;
   if (width > size.width || height > size.height)
     fail<DataError>("{}: crop of {} x {} from {} x {} (resized to short side {})", name, width, height, size.width,
                     size.height, o.short_side);
@@ -159,7 +173,8 @@ Tensor to_bytes(const Tensor& image) {
 
 Tensor make_grid(const Tensor& images, int64_t columns, int64_t gap, int64_t scale) {
   FEW_CHECK(images.dim() == 4 && images.scalar_type() == at::kByte && images.size(0) > 0,
-            "make_grid: uint8 [N > 0, C, H, W], got {} [{}]", c10::toString(images.scalar_type()), c10::str(images.sizes()));
+            "make_grid: uint8 [N > 0, C, H, W], got {} [{}]", c10::toString(images.scalar_type()),
+            c10::str(images.sizes()));
   FEW_CHECK(columns > 0 && gap >= 0 && scale > 0, "make_grid: columns {}, gap {}, scale {}", columns, gap, scale);
   const int64_t n = images.size(0), across = std::min(columns, n), rows = (n + across - 1) / across;
   const Tensor large = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3);

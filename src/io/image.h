@@ -30,8 +30,8 @@ enum class Resample { bilinear, bicubic, lanczos };  // support 1, 2, 3; bicubic
 Tensor resize(const Tensor& image, int64_t width, int64_t height, Resample filter = Resample::bicubic);
 Tensor center_crop(const Tensor& image, int64_t width, int64_t height);  // [..., H, W]
 
-// Decode, resize so that the shorter side is `short_side` (the other one rounded down, as torchvision does), centre crop.
-// Equals the three single calls bit for bit, but computes only what the crop keeps.
+// Decode, resize so that the shorter side is `short_side` (the other one rounded down, as torchvision does), centre
+// crop. Equals the three single calls bit for bit, but computes only what the crop keeps.
 struct ResizeOptions {
   int64_t short_side = 256;
   int64_t crop_width = 0, crop_height = 0;  // 0: no crop

@@ -51,7 +51,8 @@ const uint8_t* data_of(std::string_view bytes) { return reinterpret_cast<const u
 
 Header read_header(std::string_view bytes, std::string_view name) {
   Header h;
-  if (tjDecompressHeader3(decompressor(), data_of(bytes), bytes.size(), &h.width, &h.height, &h.subsampling, &h.colour) != 0)
+  if (tjDecompressHeader3(decompressor(), data_of(bytes), bytes.size(), &h.width, &h.height, &h.subsampling,
+                          &h.colour) != 0)
     fail_decoding(name);
   check_image_size(h.width, h.height, name);
   return h;
@@ -91,8 +92,7 @@ int tiff_orientation(std::string_view tiff) {
   const auto number = [&](size_t at, size_t bytes) -> uint64_t {
     if (at + bytes > tiff.size()) return 0;
     uint64_t value = 0;
-    for (size_t i = 0; i < bytes; ++i)
-      value = value << 8 | static_cast<uint8_t>(tiff[at + (big ? i : bytes - 1 - i)]);
+    for (size_t i = 0; i < bytes; ++i) value = value << 8 | static_cast<uint8_t>(tiff[at + (big ? i : bytes - 1 - i)]);
     return value;
   };
   const size_t directory = number(4, 4), entries = number(directory, 2);
@@ -152,12 +152,13 @@ std::string encode_jpeg(const Pixels& pixels, int quality) {
   unsigned long bytes = 0;
   const bool grey = pixels.channels == 1;
   const int subsampling = grey ? TJSAMP_GRAY : quality >= 90 ? TJSAMP_444 : TJSAMP_420;
-  const int result = tjCompress2(compressor(), pixels.data.get(), static_cast<int>(pixels.width), 0,
-                                 static_cast<int>(pixels.height), grey ? TJPF_GRAY : TJPF_RGB, &out, &bytes, subsampling,
-                                 quality, TJFLAG_ACCURATEDCT);
+  const int result =
+      tjCompress2(compressor(), pixels.data.get(), static_cast<int>(pixels.width), 0, static_cast<int>(pixels.height),
+                  grey ? TJPF_GRAY : TJPF_RGB, &out, &bytes, subsampling, quality, TJFLAG_ACCURATEDCT);
   std::string text(reinterpret_cast<const char*>(out), result == 0 ? bytes : 0);
   tjFree(out);
-  if (result != 0) fail("JPEG encoding of {} x {} pixels failed: {}", pixels.width, pixels.height, tjGetErrorStr2(compressor()));
+  if (result != 0)
+    fail("JPEG encoding of {} x {} pixels failed: {}", pixels.width, pixels.height, tjGetErrorStr2(compressor()));
   return text;
 }
 

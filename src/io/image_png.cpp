@@ -101,8 +101,8 @@ Pixels decode_png(std::string_view bytes, std::string_view name) {
   check_image_size(width, height, name);
   const int64_t channels = set_transforms(r);
   Pixels pixels(width, height, channels);
-  FEW_CHECK(static_cast<int64_t>(png_get_rowbytes(r.png, r.info)) == pixels.row_bytes(), "{}: PNG rows of {} bytes", name,
-            png_get_rowbytes(r.png, r.info));
+  FEW_CHECK(static_cast<int64_t>(png_get_rowbytes(r.png, r.info)) == pixels.row_bytes(), "{}: PNG rows of {} bytes",
+            name, png_get_rowbytes(r.png, r.info));
   std::vector<png_bytep> rows(static_cast<size_t>(height));
   for (int64_t y = 0; y < height; ++y) rows[static_cast<size_t>(y)] = pixels.row(y);
   read_rows(r, rows.data());

@@ -10,12 +10,17 @@ namespace {
 
 const char* reason(VP8StatusCode code) {
   switch (code) {
-    case VP8_STATUS_OUT_OF_MEMORY: return "out of memory";
-    case VP8_STATUS_BITSTREAM_ERROR: return "bad bit stream";
-    case VP8_STATUS_UNSUPPORTED_FEATURE: return "a feature libwebp does not know";
+    case VP8_STATUS_OUT_OF_MEMORY:
+      return "out of memory";
+    case VP8_STATUS_BITSTREAM_ERROR:
+      return "bad bit stream";
+    case VP8_STATUS_UNSUPPORTED_FEATURE:
+      return "a feature libwebp does not know";
     case VP8_STATUS_NOT_ENOUGH_DATA:
-    case VP8_STATUS_SUSPENDED: return "truncated";
-    default: return "cannot be decoded";
+    case VP8_STATUS_SUSPENDED:
+      return "truncated";
+    default:
+      return "cannot be decoded";
   }
 }
 

@@ -13,7 +13,8 @@ constexpr const char* kFormat = "fewstep packed images 1";
 constexpr size_t kBlock = 4 << 20;
 
 Tensor as_bytes(const std::string& text) {
-  return at::from_blob(const_cast<char*>(text.data()), {static_cast<int64_t>(text.size())}, at::TensorOptions(at::kByte));
+  return at::from_blob(const_cast<char*>(text.data()), {static_cast<int64_t>(text.size())},
+                       at::TensorOptions(at::kByte));
 }
 Tensor as_numbers(std::vector<int64_t>& values) {
   return at::from_blob(values.data(), {static_cast<int64_t>(values.size())}, at::TensorOptions(at::kLong));
@@ -26,7 +27,8 @@ std::vector<int64_t> to_vector(const Tensor& t) {
 
 PackedWriter::PackedWriter(const std::filesystem::path& path, std::vector<int64_t> shape)
     : file_(H5File::create(path)), shape_(std::move(shape)) {
-  FEW_CHECK(shape_.empty() || shape_.size() == 3, "packed images: shape of {} numbers, expected C, H, W", shape_.size());
+  FEW_CHECK(shape_.empty() || shape_.size() == 3, "packed images: shape of {} numbers, expected C, H, W",
+            shape_.size());
   file_.set_attribute("format", kFormat);
   if (shape_.empty()) {
     file_.create_dataset("image_bytes", at::kByte, {});
@@ -119,8 +121,8 @@ PackedImages::PackedImages(const std::filesystem::path& path) : file_(H5File::op
 
 std::vector<int64_t> PackedImages::offsets(const std::string& name, int64_t count, int64_t total) const {
   std::vector<int64_t> values = to_vector(file_.read(name).to(at::kLong));
-  const bool sound = static_cast<int64_t>(values.size()) == count + 1 && values.front() == 0 && values.back() == total &&
-                     std::is_sorted(values.begin(), values.end());
+  const bool sound = static_cast<int64_t>(values.size()) == count + 1 && values.front() == 0 &&
+                     values.back() == total && std::is_sorted(values.begin(), values.end());
   if (!sound)
     fail<DataError>("{}: '{}' does not rise from 0 to {} in {} steps", file_.path().string(), name, total, count);
   return values;
@@ -144,10 +146,12 @@ std::string PackedImages::bytes(int64_t index) const {
 
 Tensor PackedImages::image(int64_t index, Channels channels) const {
   check_index(index);
-  if (encoded()) return decode_image(bytes(index), fmt::format("{}: picture {}", file_.path().string(), index), channels);
+  if (encoded())
+    return decode_image(bytes(index), fmt::format("{}: picture {}", file_.path().string(), index), channels);
   const Tensor image = file_.read_rows("images", index, index + 1)[0];
   if (channels == Channels::rgb && shape_[0] == 1) return image.expand({3, shape_[1], shape_[2]}).contiguous();
-  FEW_CHECK(channels != Channels::grey || shape_[0] == 1, "{}: grey pictures asked of RGB values", file_.path().string());
+  FEW_CHECK(channels != Channels::grey || shape_[0] == 1, "{}: grey pictures asked of RGB values",
+            file_.path().string());
   return image;
 }
 

@@ -20,7 +20,7 @@ class PackedWriter {
  public:
   // `shape` {C, H, W}: pictures of that size as bytes; empty: encoded files of any size.
   explicit PackedWriter(const std::filesystem::path& path, std::vector<int64_t> shape = {});
-  void add(const Tensor& image, const std::vector<std::string>& captions, int64_t label = -1);            // uint8 [C, H, W]
+  void add(const Tensor& image, const std::vector<std::string>& captions, int64_t label = -1);  // uint8 [C, H, W]
   void add_encoded(std::string_view bytes, const std::vector<std::string>& captions, int64_t label = -1);
   void set_attribute(const std::string& key, const H5Attribute& value) { file_.set_attribute(key, value); }
   H5File& file() { return file_; }  // for further data sets beside these
@@ -45,7 +45,7 @@ class PackedImages {
   explicit PackedImages(const std::filesystem::path& path);  // DataError: not such a file, or inconsistent
   int64_t size() const { return size_; }
   bool encoded() const { return shape_.empty(); }
-  const std::vector<int64_t>& shape() const { return shape_; }  // {C, H, W}; empty when encoded
+  const std::vector<int64_t>& shape() const { return shape_; }             // {C, H, W}; empty when encoded
   Tensor image(int64_t index, Channels channels = Channels::as_is) const;  // uint8 [C, H, W], decoded
   std::string bytes(int64_t index) const;                                  // encoded only: the file as it was packed
   std::vector<std::string> captions(int64_t index) const;

@@ -16,8 +16,7 @@ ImageFormat image_format(std::string_view bytes) {
 
 void check_image_size(int64_t width, int64_t height, std::string_view name) {
   if (width <= 0 || height <= 0) fail<DataError>("{}: a picture of {} x {} pixels", name, width, height);
-  if (width > kMaxPixels / height)
-    fail<DataError>("{}: {} x {} pixels, the limit is 2^28 in all", name, width, height);
+  if (width > kMaxPixels / height) fail<DataError>("{}: {} x {} pixels, the limit is 2^28 in all", name, width, height);
 }
 
 Pixels compose_on_white(Pixels in) {
@@ -27,7 +26,8 @@ Pixels compose_on_white(Pixels in) {
   uint8_t* to = out.data.get();
   for (int64_t i = 0; i < n; ++i, from += colours + 1, to += colours) {
     const int alpha = from[colours];
-    for (int64_t c = 0; c < colours; ++c) to[c] = static_cast<uint8_t>((from[c] * alpha + 255 * (255 - alpha) + 127) / 255);
+    for (int64_t c = 0; c < colours; ++c)
+      to[c] = static_cast<uint8_t>((from[c] * alpha + 255 * (255 - alpha) + 127) / 255);
   }
   return out;
 }

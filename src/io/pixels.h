@@ -14,7 +14,10 @@ constexpr int64_t kMaxPixels = int64_t{1} << 28;
 struct Pixels {
   Pixels() = default;
   Pixels(int64_t w, int64_t h, int64_t c)  // not initialised; width, height >= 1
-      : width(w), height(h), channels(c), data(std::make_unique_for_overwrite<uint8_t[]>(static_cast<size_t>(w * h * c))) {}
+      : width(w),
+        height(h),
+        channels(c),
+        data(std::make_unique_for_overwrite<uint8_t[]>(static_cast<size_t>(w * h * c))) {}
   int64_t row_bytes() const { return width * channels; }
   int64_t bytes() const { return row_bytes() * height; }
   uint8_t* row(int64_t y) { return data.get() + y * row_bytes(); }
@@ -49,9 +52,9 @@ Pixels decode_jpeg_at_least(std::string_view bytes, std::string_view name, int64
 // 1 (upright) ... 8; 1 when there is no valid EXIF orientation.
 int exif_orientation(std::string_view jpeg);
 
-Pixels compose_on_white(Pixels with_alpha);       // 2 -> 1 or 4 -> 3 channels
-Pixels orient(Pixels pixels, int orientation);    // EXIF 1...8 -> upright
+Pixels compose_on_white(Pixels with_alpha);     // 2 -> 1 or 4 -> 3 channels
+Pixels orient(Pixels pixels, int orientation);  // EXIF 1...8 -> upright
 Pixels grey_to_rgb(const Pixels& grey);
-Pixels rgb_to_grey(const Pixels& rgb);            // ITU-R 601 in Pillow's fixed point
+Pixels rgb_to_grey(const Pixels& rgb);  // ITU-R 601 in Pillow's fixed point
 
 }  // namespace fewstep::io

@@ -42,9 +42,12 @@ struct Filter {
 };
 Filter filter_of(Resample r) {
   switch (r) {
-    case Resample::bilinear: return {triangle, 1.0};
-    case Resample::bicubic: return {cubic, 2.0};
-    case Resample::lanczos: return {lanczos3, 3.0};
+    case Resample::bilinear:
+      return {triangle, 1.0};
+    case Resample::bicubic:
+      return {cubic, 2.0};
+    case Resample::lanczos:
+      return {lanczos3, 3.0};
   }
   fail("unknown resampling filter {}", static_cast<int>(r));
 }
@@ -116,7 +119,9 @@ struct Split {  // pairs of taps as two 16-bit halves
   int32_t high, low;
 };
 Split split_pair(int32_t w0, int32_t w1) {
-  const auto pack = [](int32_t a, int32_t b) { return (a & 0xffff) | static_cast<int32_t>(static_cast<uint32_t>(b) << 16); };
+  const auto pack = [](int32_t a, int32_t b) {
+    return (a & 0xffff) | static_cast<int32_t>(static_cast<uint32_t>(b) << 16);
+  };
   constexpr int32_t mask = (1 << kLowBits) - 1;
   return {pack(w0 >> kLowBits, w1 >> kLowBits), pack(w0 & mask, w1 & mask)};
 }
@@ -136,7 +141,7 @@ std::vector<int32_t> rgb_weights(const Kernel& kernel) {
 
 // `in` must be readable for 16 bytes from any tap group's first sample: the caller pads the row.
 __attribute__((target("avx2"))) void horizontal_rgb_avx2(const uint8_t* in, uint8_t* out, const Kernel& kernel,
-                                                          const std::vector<int32_t>& weights) {
+                                                         const std::vector<int32_t>& weights) {
   // r0 g0 b0 r1 g1 b1 r2 ... -> r0 r1 g0 g1 b0 b1 . . r2 r3 g2 g3 b2 b3 . .
   const __m128i order = _mm_setr_epi8(0, 3, 1, 4, 2, 5, -1, -1, 6, 9, 7, 10, 8, 11, -1, -1);
   const int64_t stride = kernel.stride * 4;
@@ -148,8 +153,10 @@ __attribute__((target("avx2"))) void horizontal_rgb_avx2(const uint8_t* in, uint
     for (int64_t k = 0; k < t.count; k += 4, p += 12, v += 16) {
       const __m128i bytes = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), order);
       const __m256i samples = _mm256_cvtepu8_epi16(bytes);
-      high = _mm256_add_epi32(high, _mm256_madd_epi16(samples, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(v))));
-      low = _mm256_add_epi32(low, _mm256_madd_epi16(samples, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(v + 8))));
+      high =
+          _mm256_add_epi32(high, _mm256_madd_epi16(samples, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(v))));
+      low = _mm256_add_epi32(low,
+                             _mm256_madd_epi16(samples, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(v + 8))));
     }
     const __m256i both = _mm256_add_epi32(_mm256_slli_epi32(high, kLowBits), low);
     __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
@@ -164,9 +171,10 @@ __attribute__((target("avx2"))) void horizontal_rgb_avx2(const uint8_t* in, uint
 
 // 16 bytes at a time; the remainder is left to the plain code.
 __attribute__((target("avx2"))) int64_t vertical_avx2(const uint8_t* rows, int64_t n, uint8_t* out, const Taps& t,
-                                                       std::vector<Split>& pairs) {
+                                                      std::vector<Split>& pairs) {
   pairs.clear();
-  for (int64_t k = 0; k < t.count; k += 2) pairs.push_back(split_pair(t.weight[k], k + 1 < t.count ? t.weight[k + 1] : 0));
+  for (int64_t k = 0; k < t.count; k += 2)
+    pairs.push_back(split_pair(t.weight[k], k + 1 < t.count ? t.weight[k + 1] : 0));
   const __m256i half = _mm256_set1_epi32(kHalf);
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) {
@@ -176,7 +184,8 @@ __attribute__((target("avx2"))) int64_t vertical_avx2(const uint8_t* rows, int64
       const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
       const bool single = static_cast<int64_t>(2 * k + 1) == t.count;
       const __m128i b = single ? _mm_setzero_si128() : _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + n));
-      const __m256i s0 = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(a, b)), s1 = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(a, b));
+      const __m256i s0 = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(a, b)),
+                    s1 = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(a, b));
       const __m256i h = _mm256_set1_epi32(pairs[k].high), l = _mm256_set1_epi32(pairs[k].low);
       high0 = _mm256_add_epi32(high0, _mm256_madd_epi16(s0, h));
       high1 = _mm256_add_epi32(high1, _mm256_madd_epi16(s1, h));
@@ -215,8 +224,10 @@ Pixels horizontal(const Pixels& in, const Kernel& kernel, int64_t y0, int64_t y1
     return out;
   }
   for (int64_t y = y0; y < y1; ++y) {
-    if (in.channels == 1) horizontal_plain<1>(in.row(y), out.row(y - y0), kernel);
-    else horizontal_plain<3>(in.row(y), out.row(y - y0), kernel);
+    if (in.channels == 1)
+      horizontal_plain<1>(in.row(y), out.row(y - y0), kernel);
+    else
+      horizontal_plain<3>(in.row(y), out.row(y - y0), kernel);
   }
   return out;
 }
@@ -256,18 +267,19 @@ Pixels resize_pixels(const Pixels& in, PixelSize size, Resample filter, const Wi
   FEW_CHECK(in.channels == 1 || in.channels == 3, "resize: {} channels", in.channels);
   FEW_CHECK(window.x >= 0 && window.y >= 0 && window.width > 0 && window.height > 0 &&
                 window.x + window.width <= size.width && window.y + window.height <= size.height,
-            "resize: window {} x {} at ({}, {}) of {} x {}", window.width, window.height, window.x, window.y, size.width,
-            size.height);
+            "resize: window {} x {} at ({}, {}) of {} x {}", window.width, window.height, window.x, window.y,
+            size.width, size.height);
   const Filter f = filter_of(filter);
   const bool along_x = size.width != in.width, along_y = size.height != in.height;
   if (!along_x && !along_y) return crop(in, window);
-  if (!along_y) return horizontal(in, make_kernel(in.width, size.width, f, window.x, window.x + window.width), window.y,
-                                  window.y + window.height);
+  if (!along_y)
+    return horizontal(in, make_kernel(in.width, size.width, f, window.x, window.x + window.width), window.y,
+                      window.y + window.height);
   const Kernel ky = make_kernel(in.height, size.height, f, window.y, window.y + window.height);
   const int64_t first = ky.taps.front().first, last = ky.taps.back().first + ky.taps.back().count;
-  const Pixels narrow = along_x ? horizontal(in, make_kernel(in.width, size.width, f, window.x, window.x + window.width),
-                                             first, last)
-                                : crop(in, {window.x, first, window.width, last - first});
+  const Pixels narrow =
+      along_x ? horizontal(in, make_kernel(in.width, size.width, f, window.x, window.x + window.width), first, last)
+              : crop(in, {window.x, first, window.width, last - first});
   return vertical(narrow, ky, first);
 }
 

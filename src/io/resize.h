@@ -1,6 +1,6 @@
-// Antialiased resampling of 8-bit pictures with Pillow's fixed-point arithmetic (ImagingResample). Horizontal pass first,
-// as in every Pillow up to 12, hence bit-exact with those; Pillow 13 takes the vertical pass first where that is cheaper,
-// which changes some values by one.
+// Antialiased resampling of 8-bit pictures with Pillow's fixed-point arithmetic (ImagingResample). Horizontal pass
+// first, as in every Pillow up to 12, hence bit-exact with those; Pillow 13 takes the vertical pass first where that is
+// cheaper, which changes some values by one.
 #pragma once
 #include "src/io/image.h"
 #include "src/io/pixels.h"

@@ -19,13 +19,23 @@ struct DtypeName {
   std::string_view name;
   at::ScalarType type;
 };
-constexpr DtypeName kTypes[] = {
-    {"F64", at::kDouble},          {"F32", at::kFloat},           {"F16", at::kHalf},
-    {"BF16", at::kBFloat16},       {"F8_E4M3", at::kFloat8_e4m3fn}, {"F8_E5M2", at::kFloat8_e5m2},
-    {"F8_E8M0", at::kFloat8_e8m0fnu}, {"C64", at::kComplexFloat}, {"I64", at::kLong},
-    {"I32", at::kInt},             {"I16", at::kShort},           {"I8", at::kChar},
-    {"U64", at::kUInt64},          {"U32", at::kUInt32},          {"U16", at::kUInt16},
-    {"U8", at::kByte},             {"BOOL", at::kBool}};
+constexpr DtypeName kTypes[] = {{"F64", at::kDouble},
+                                {"F32", at::kFloat},
+                                {"F16", at::kHalf},
+                                {"BF16", at::kBFloat16},
+                                {"F8_E4M3", at::kFloat8_e4m3fn},
+                                {"F8_E5M2", at::kFloat8_e5m2},
+                                {"F8_E8M0", at::kFloat8_e8m0fnu},
+                                {"C64", at::kComplexFloat},
+                                {"I64", at::kLong},
+                                {"I32", at::kInt},
+                                {"I16", at::kShort},
+                                {"I8", at::kChar},
+                                {"U64", at::kUInt64},
+                                {"U32", at::kUInt32},
+                                {"U16", at::kUInt16},
+                                {"U8", at::kByte},
+                                {"BOOL", at::kBool}};
 
 at::ScalarType type_of(std::string_view dtype) {
   for (const DtypeName& t : kTypes)
@@ -43,8 +53,7 @@ fs::path shard_path(const fs::path& index, const std::string& shard) {
   const fs::path relative(shard);
   bool inside = !shard.empty() && relative.is_relative();
   for (const fs::path& part : relative) inside = inside && part != "..";
-  if (!inside)
-    fail<DataError>("{}: weight_map names '{}', which is outside the index's folder", index.string(), shard);
+  if (!inside) fail<DataError>("{}: weight_map names '{}', which is outside the index's folder", index.string(), shard);
   return index.parent_path() / relative;
 }
 
@@ -124,7 +133,8 @@ Tensor Safetensors::get(const std::string& name) const {
     std::copy(data, data + (t.end - t.begin), static_cast<std::byte*>(copy.data_ptr()));
     return copy;
   }
-  return at::from_blob(const_cast<std::byte*>(data), t.shape, [shard](void*) {}, at::TensorOptions(type));
+  return at::from_blob(
+      const_cast<std::byte*>(data), t.shape, [shard](void*) {}, at::TensorOptions(type));
 }
 
 TensorMap Safetensors::all() const {

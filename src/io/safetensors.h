@@ -19,10 +19,10 @@ class Safetensors {
   explicit Safetensors(const std::filesystem::path& path);
   std::vector<std::string> names() const;
   bool contains(std::string_view name) const;
-  Tensor get(const std::string& name) const;             // zero-copy view of the map, read-only by convention
+  Tensor get(const std::string& name) const;  // zero-copy view of the map, read-only by convention
   const TensorInfo& info(const std::string& name) const;
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
-  TensorMap all() const;                                  // zero-copy
+  TensorMap all() const;  // zero-copy
 
  private:
   struct Shard;

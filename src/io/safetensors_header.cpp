@@ -22,18 +22,19 @@ struct DtypeSize {
   std::string_view name;
   uint64_t bytes;
 };
-constexpr DtypeSize kDtypes[] = {
-    {"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"F8_E8M0", 1}, {"C64", 8},
-    {"I64", 8}, {"I32", 4}, {"I16", 2}, {"I8", 1},   {"U64", 8},     {"U32", 4},     {"U16", 2},     {"U8", 1},
-    {"BOOL", 1}};
+constexpr DtypeSize kDtypes[] = {{"F64", 8},     {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"F8_E4M3", 1}, {"F8_E5M2", 1},
+                                 {"F8_E8M0", 1}, {"C64", 8}, {"I64", 8}, {"I32", 4},  {"I16", 2},     {"I8", 1},
+                                 {"U64", 8},     {"U32", 4}, {"U16", 2}, {"U8", 1},   {"BOOL", 1}};
 
 // Names come from untrusted files: printable, one line, at most 120 bytes.
 std::string show(std::string_view text) {
   std::string out = "'";
   for (char c : text.substr(0, 120)) {
     const auto u = static_cast<unsigned char>(c);
-    if (u >= 0x20 && u < 0x7f) out += c;
-    else out += fmt::format("\\x{:02x}", u);
+    if (u >= 0x20 && u < 0x7f)
+      out += c;
+    else
+      out += fmt::format("\\x{:02x}", u);
   }
   return out + (text.size() > 120 ? "...'" : "'");
 }
@@ -138,11 +139,14 @@ class Handler {
   std::string name() const { return show(top_key_); }
   bool unexpected(const std::string& what) const {
     switch (place_) {
-      case Place::outside: fail<DataError>("{}: the header is {}, expected a JSON object", file_, what);
-      case Place::top: fail<DataError>("{}: {} is {}, expected an object", file_, name(), what);
+      case Place::outside:
+        fail<DataError>("{}: the header is {}, expected a JSON object", file_, what);
+      case Place::top:
+        fail<DataError>("{}: {} is {}, expected an object", file_, name(), what);
       case Place::metadata:
         fail<DataError>("{}: __metadata__ {} is {}, expected text", file_, show(field_), what);
-      case Place::tensor: break;
+      case Place::tensor:
+        break;
     }
     fail<DataError>("{}: tensor {}: {} {} {}, expected {}", file_, name(), field_, list_ ? "holds" : "is", what,
                     field_ == "dtype" ? "text" : "a list of whole numbers");
@@ -163,13 +167,14 @@ class Handler {
       bytes *= d;
       if (__builtin_mul_overflow(reach, std::max<uint64_t>(d, 1), &reach) ||
           reach > static_cast<uint64_t>(std::numeric_limits<int64_t>::max()))
-        fail<DataError>("{}: tensor {}: shape [{}] overflows 2^63 bytes", file_, name(), fmt::join(*entry_.shape, ", "));
+        fail<DataError>("{}: tensor {}: shape [{}] overflows 2^63 bytes", file_, name(),
+                        fmt::join(*entry_.shape, ", "));
     }
     const uint64_t begin = (*entry_.offsets)[0], end = (*entry_.offsets)[1];
     if (begin > end) fail<DataError>("{}: tensor {}: begins at {} after its end {}", file_, name(), begin, end);
     if (end - begin != bytes)
-      fail<DataError>("{}: tensor {}: data_offsets span {} bytes, shape [{}] of {} needs {}", file_, name(), end - begin,
-                      fmt::join(*entry_.shape, ", "), *entry_.dtype, bytes);
+      fail<DataError>("{}: tensor {}: data_offsets span {} bytes, shape [{}] of {} needs {}", file_, name(),
+                      end - begin, fmt::join(*entry_.shape, ", "), *entry_.dtype, bytes);
     out_.tensors[top_key_] = {*entry_.dtype, {entry_.shape->begin(), entry_.shape->end()}, begin, end};
   }
 
@@ -201,7 +206,8 @@ void check_layout(const SafetensorsHeader& header, uint64_t data_bytes, std::str
       fail<DataError>("{}: tensor {}: begins at {} inside tensor {}, which ends at {}", file, show(item->first),
                       t.begin, show(last->first), at);
     if (t.begin > at)
-      fail<DataError>("{}: tensor {}: begins at {}, leaving a hole after byte {}", file, show(item->first), t.begin, at);
+      fail<DataError>("{}: tensor {}: begins at {}, leaving a hole after byte {}", file, show(item->first), t.begin,
+                      at);
     at = t.end;
     last = item;
   }

@@ -11,14 +11,14 @@
 namespace fewstep::io {
 
 struct TensorInfo {
-  std::string dtype;            // as in the file: "F32", "BF16", ...
+  std::string dtype;  // as in the file: "F32", "BF16", ...
   std::vector<int64_t> shape;
   uint64_t begin = 0, end = 0;  // byte range inside the data section
 };
 struct SafetensorsHeader {
   std::map<std::string, TensorInfo> tensors;
   std::map<std::string, std::string> metadata;
-  uint64_t data_begin = 0;      // file offset of the data section
+  uint64_t data_begin = 0;  // file offset of the data section
 };
 // Parses and checks the header against the file's size: DataError with `name` and the reason for every malformed one
 // (truncated, header over 100 MB, invalid JSON, duplicate names, unknown dtype, size/shape/offset mismatch, overlaps,

@@ -19,7 +19,7 @@ fs::path with_suffix(const fs::path& path, const char* suffix) { return path.str
 
 // What must be unchanged for an earlier verification to hold.
 std::string identity(const fs::path& path, std::string_view hash) {
-  struct stat info{};
+  struct stat info {};
   if (::stat(path.c_str(), &info) != 0)
     fail<DataError>("{}: cannot be read: {}", path.string(), std::generic_category().message(errno));
   return fmt::format("{} {} {}.{:09}\n", hash, info.st_size, info.st_mtim.tv_sec, info.st_mtim.tv_nsec);

@@ -12,7 +12,8 @@ namespace fewstep::io {
 namespace {
 
 // Okabe-Ito: told apart with colour-blind eyes, readable on white and on dark. A page may set --few-1 ... --few-8.
-constexpr const char* kColours[] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#7570b3"};
+constexpr const char* kColours[] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
+                                    "#e69f00", "#56b4e9", "#8a6d3b", "#7570b3"};
 std::string colour(size_t i) { return fmt::format("var(--few-{}, {})", i % 8 + 1, kColours[i % 8]); }
 
 struct Range {
@@ -58,7 +59,7 @@ std::string clipped(const std::string& text, size_t n) {
 }
 
 struct Axis {
-  Range range;            // of the plotted quantity (log10 when logarithmic)
+  Range range;  // of the plotted quantity (log10 when logarithmic)
   std::vector<std::pair<double, std::string>> ticks;
   double from = 0, to = 1;  // pixels
   double at(double v) const { return from + (v - range.low) / (range.high - range.low) * (to - from); }
@@ -68,7 +69,8 @@ Axis linear_axis(Range r, int count, bool round_out) {
   Axis axis;
   axis.range = widened(r);
   const double step = nice_step(axis.range.high - axis.range.low, count);
-  if (round_out) axis.range = {std::floor(axis.range.low / step + 1e-9) * step, std::ceil(axis.range.high / step - 1e-9) * step};
+  if (round_out)
+    axis.range = {std::floor(axis.range.low / step + 1e-9) * step, std::ceil(axis.range.high / step - 1e-9) * step};
   const double first = std::ceil(axis.range.low / step - 1e-9);
   for (int i = 0; i <= 2 * count + 2; ++i) {
     const double v = (first + i) * step;
@@ -96,13 +98,15 @@ Axis log_axis(Range r) {
 }
 
 std::string text_at(double x, double y, const char* anchor, std::string_view text, std::string_view extra = "") {
-  return fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\"{}>{}</text>\n", x, y, anchor, extra, escape_html(text));
+  return fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\"{}>{}</text>\n", x, y, anchor, extra,
+                     escape_html(text));
 }
 
 std::string open_svg(const PlotOptions& o, int width, int height) {
   std::string out = fmt::format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\" role=\"img\" "
-      "font-family=\"system-ui, sans-serif\" font-size=\"11\" fill=\"currentColor\" style=\"max-width:100%;height:auto\">\n",
+      "font-family=\"system-ui, sans-serif\" font-size=\"11\" fill=\"currentColor\" "
+      "style=\"max-width:100%;height:auto\">\n",
       width, height);
   if (!o.title.empty()) {
     out += fmt::format("<title>{}</title>\n", escape_html(o.title));
@@ -120,16 +124,19 @@ struct Frame {
 std::string y_grid(const Frame& f, const Axis& y, const PlotOptions& o) {
   std::string out;
   for (const auto& [v, label] : y.ticks) {
-    out += fmt::format("<line x1=\"{:.1f}\" x2=\"{:.1f}\" y1=\"{:.1f}\" y2=\"{:.1f}\" stroke=\"currentColor\" stroke-opacity=\"0.15\"/>\n",
-                       f.left, f.width - f.right, y.at(v), y.at(v));
+    out += fmt::format(
+        "<line x1=\"{:.1f}\" x2=\"{:.1f}\" y1=\"{:.1f}\" y2=\"{:.1f}\" stroke=\"currentColor\" "
+        "stroke-opacity=\"0.15\"/>\n",
+        f.left, f.width - f.right, y.at(v), y.at(v));
     out += text_at(f.left - 6, y.at(v) + 4, "end", label);
   }
   const double middle = (f.top + f.height - f.bottom) / 2;
   if (!o.y_label.empty())
     out += text_at(0, 0, "middle", o.y_label, fmt::format(" transform=\"translate(13 {:.1f}) rotate(-90)\"", middle));
   if (!o.x_label.empty()) out += text_at((f.left + f.width - f.right) / 2, f.height - 8, "middle", o.x_label);
-  out += fmt::format("<path d=\"M{:.1f} {:.1f}V{:.1f}H{:.1f}\" fill=\"none\" stroke=\"currentColor\" stroke-opacity=\"0.6\"/>\n",
-                     f.left, f.top, f.height - f.bottom, f.width - f.right);
+  out += fmt::format(
+      "<path d=\"M{:.1f} {:.1f}V{:.1f}H{:.1f}\" fill=\"none\" stroke=\"currentColor\" stroke-opacity=\"0.6\"/>\n",
+      f.left, f.top, f.height - f.bottom, f.width - f.right);
   return out;
 }
 
@@ -156,7 +163,9 @@ std::string draw_series(const Series& s, const Axis& x, const Axis& y, bool log_
   }
   end_run();
   if (path.empty()) return dots;
-  return fmt::format("<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.6\" stroke-linejoin=\"round\"/>\n", path, stroke) + dots;
+  return fmt::format("<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.6\" stroke-linejoin=\"round\"/>\n",
+                     path, stroke) +
+         dots;
 }
 
 std::string legend(const std::vector<Series>& series, const Frame& f, double y) {
@@ -164,7 +173,8 @@ std::string legend(const std::vector<Series>& series, const Frame& f, double y) 
   double x = f.left;
   for (size_t i = 0; i < series.size(); ++i) {
     if (series[i].label.empty()) continue;
-    out += fmt::format("<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"14\" height=\"3\" fill=\"{}\"/>\n", x, y - 5, colour(i));
+    out +=
+        fmt::format("<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"14\" height=\"3\" fill=\"{}\"/>\n", x, y - 5, colour(i));
     out += text_at(x + 18, y, "start", series[i].label);
     x += 18 + 6.2 * static_cast<double>(series[i].label.size()) + 14;
     if (x > f.width - 120) x = f.left, y += 14;
@@ -183,7 +193,9 @@ int legend_rows(const std::vector<Series>& series, const Frame& f) {
   return rows;
 }
 
-std::string number_label(double v) { return std::abs(v) >= 1e5 || (v != 0 && std::abs(v) < 1e-3) ? fmt::format("{:.2e}", v) : fmt::format("{:.4g}", v); }
+std::string number_label(double v) {
+  return std::abs(v) >= 1e5 || (v != 0 && std::abs(v) < 1e-3) ? fmt::format("{:.2e}", v) : fmt::format("{:.4g}", v);
+}
 
 }  // namespace
 
@@ -204,11 +216,14 @@ std::string svg_lines(const std::vector<Series>& series, const PlotOptions& o) {
   out += legend(series, f, 32);
   out += y_grid(f, y, o);
   for (const auto& [v, label] : x.ticks) {
-    out += fmt::format("<line x1=\"{0:.1f}\" x2=\"{0:.1f}\" y1=\"{1:.1f}\" y2=\"{2:.1f}\" stroke=\"currentColor\" stroke-opacity=\"0.08\"/>\n",
-                       x.at(v), f.top, f.height - f.bottom);
+    out += fmt::format(
+        "<line x1=\"{0:.1f}\" x2=\"{0:.1f}\" y1=\"{1:.1f}\" y2=\"{2:.1f}\" stroke=\"currentColor\" "
+        "stroke-opacity=\"0.08\"/>\n",
+        x.at(v), f.top, f.height - f.bottom);
     out += text_at(x.at(v), f.height - f.bottom + 15, "middle", label);
   }
-  if (ry.empty()) out += text_at((f.left + f.width) / 2, (f.top + f.height) / 2, "middle", "no data", " fill-opacity=\"0.6\"");
+  if (ry.empty())
+    out += text_at((f.left + f.width) / 2, (f.top + f.height) / 2, "middle", "no data", " fill-opacity=\"0.6\"");
   for (size_t i = 0; i < series.size(); ++i) out += draw_series(series[i], x, y, o.log_y, colour(i));
   return out + "</svg>\n";
 }
@@ -224,15 +239,18 @@ std::string svg_bars(const std::vector<std::string>& labels, const std::vector<d
   Axis y = linear_axis(r, 5, true);
   y.from = f.height - f.bottom, y.to = f.top;
   std::string out = open_svg(o, o.width, o.height) + y_grid(f, y, o);
-  const double slot = (f.width - f.left - f.right) / static_cast<double>(std::max<size_t>(n, 1)), thick = std::min(0.7 * slot, 60.0);
+  const double slot = (f.width - f.left - f.right) / static_cast<double>(std::max<size_t>(n, 1)),
+               thick = std::min(0.7 * slot, 60.0);
   const auto most = static_cast<size_t>(std::max(3.0, slot / 6.2));  // characters that fit under a bar
   for (size_t i = 0; i < n; ++i) {
     const double middle = f.left + slot * (static_cast<double>(i) + 0.5);
     out += text_at(middle, f.height - f.bottom + 15, "middle", clipped(labels[i], most));
     if (!std::isfinite(values[i])) continue;
     const double a = y.at(0.0), b = y.at(values[i]);
-    out += fmt::format("<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" fill=\"{}\"><title>{}: {}</title></rect>\n",
-                       middle - thick / 2, std::min(a, b), thick, std::abs(a - b), colour(0), escape_html(labels[i]), number_label(values[i]));
+    out += fmt::format(
+        "<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" fill=\"{}\"><title>{}: {}</title></rect>\n",
+        middle - thick / 2, std::min(a, b), thick, std::abs(a - b), colour(0), escape_html(labels[i]),
+        number_label(values[i]));
     out += text_at(middle, std::min(a, b) - 4, "middle", number_label(values[i]));
   }
   if (n == 0) out += text_at((f.left + f.width) / 2, f.height / 2, "middle", "no data", " fill-opacity=\"0.6\"");
@@ -250,11 +268,15 @@ std::string svg_heatmap(const std::vector<std::string>& rows, const std::vector<
   const Range range = widened(r);
   const double left = 30 + 6.2 * static_cast<double>(std::min<size_t>(longest, 30)), top = 50, cell_height = 26;
   const double cell = std::max(44.0, (o.width - left - 10) / static_cast<double>(std::max<size_t>(columns.size(), 1)));
-  const double width = left + cell * static_cast<double>(columns.size()) + 10, height = top + cell_height * static_cast<double>(rows.size()) + 24;
+  const double width = left + cell * static_cast<double>(columns.size()) + 10,
+               height = top + cell_height * static_cast<double>(rows.size()) + 24;
   std::string out = open_svg(o, static_cast<int>(width), static_cast<int>(height));
-  if (!o.y_label.empty()) out += text_at(0, 0, "middle", o.y_label, fmt::format(" transform=\"translate(12 {:.1f}) rotate(-90)\"", (top + height - 24) / 2));
+  if (!o.y_label.empty())
+    out += text_at(0, 0, "middle", o.y_label,
+                   fmt::format(" transform=\"translate(12 {:.1f}) rotate(-90)\"", (top + height - 24) / 2));
   if (!o.x_label.empty()) out += text_at((left + width) / 2, height - 6, "middle", o.x_label);
-  for (size_t j = 0; j < columns.size(); ++j) out += text_at(left + cell * (static_cast<double>(j) + 0.5), top - 8, "middle", columns[j]);
+  for (size_t j = 0; j < columns.size(); ++j)
+    out += text_at(left + cell * (static_cast<double>(j) + 0.5), top - 8, "middle", columns[j]);
   for (size_t i = 0; i < rows.size(); ++i) {
     const double y = top + cell_height * static_cast<double>(i);
     out += text_at(left - 6, y + 17, "end", clipped(rows[i], 30));
@@ -263,8 +285,9 @@ std::string svg_heatmap(const std::vector<std::string>& rows, const std::vector<
       if (!std::isfinite(v)) continue;
       // Opacity over the page's own ground carries the value, so the text keeps its contrast in light and dark.
       const double opacity = 0.08 + 0.55 * (v - range.low) / (range.high - range.low);
-      out += fmt::format("<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" fill=\"{}\" fill-opacity=\"{:.3f}\"/>\n",
-                         left + cell * static_cast<double>(j) + 1, y + 1, cell - 2, cell_height - 2, colour(0), opacity);
+      out += fmt::format(
+          "<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" fill=\"{}\" fill-opacity=\"{:.3f}\"/>\n",
+          left + cell * static_cast<double>(j) + 1, y + 1, cell - 2, cell_height - 2, colour(0), opacity);
       out += text_at(left + cell * (static_cast<double>(j) + 0.5), y + 17, "middle", number_label(v));
     }
   }

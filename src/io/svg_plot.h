@@ -15,7 +15,8 @@ struct PlotOptions {
   int width = 560, height = 300;
 };
 std::string svg_lines(const std::vector<Series>& series, const PlotOptions& options);
-std::string svg_bars(const std::vector<std::string>& labels, const std::vector<double>& values, const PlotOptions& options);
+std::string svg_bars(const std::vector<std::string>& labels, const std::vector<double>& values,
+                     const PlotOptions& options);
 // values[row][column]; NaN cells are left blank.
 std::string svg_heatmap(const std::vector<std::string>& rows, const std::vector<std::string>& columns,
                         const std::vector<std::vector<double>>& values, const PlotOptions& options);

@@ -73,7 +73,8 @@ TensorBoardWriter::TensorBoardWriter(const std::filesystem::path& folder) {
   ::gethostname(host, sizeof host - 1);
   // Two writers of one process in one second (a resumed run in a test) must not share a file.
   for (int attempt = 0;; ++attempt) {
-    path_ = folder / fmt::format("events.out.tfevents.{:010}.{}.{}.{}", static_cast<int64_t>(now()), host, ::getpid(), attempt);
+    path_ = folder /
+            fmt::format("events.out.tfevents.{:010}.{}.{}.{}", static_cast<int64_t>(now()), host, ::getpid(), attempt);
     if (!std::filesystem::exists(path_)) break;
   }
   file_.open(path_, std::ios::binary);
@@ -88,7 +89,10 @@ void TensorBoardWriter::scalar(std::string_view tag, double value, int64_t step)
 
 void TensorBoardWriter::image(std::string_view tag, std::string_view png, int64_t width, int64_t height, int64_t step) {
   Message picture;  // Summary.Image: height, width, colour space (3: RGB), encoded bytes
-  picture.integer(1, static_cast<uint64_t>(height)).integer(2, static_cast<uint64_t>(width)).integer(3, 3).bytes(4, png);
+  picture.integer(1, static_cast<uint64_t>(height))
+      .integer(2, static_cast<uint64_t>(width))
+      .integer(3, 3)
+      .bytes(4, png);
   record(event(Message().bytes(1, tag).bytes(4, picture.data()), step));
 }
 

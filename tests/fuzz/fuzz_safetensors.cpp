@@ -31,7 +31,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::string file(8, '\0');
   file.append(reinterpret_cast<const char*>(data), size);
   const size_t brace = file.rfind("}}");
-  for (const uint64_t length : {static_cast<uint64_t>(size), static_cast<uint64_t>(brace == file.npos || brace < 8 ? size / 3 * 2 : brace - 6)}) {
+  for (const uint64_t length : {static_cast<uint64_t>(size),
+                                static_cast<uint64_t>(brace == file.npos || brace < 8 ? size / 3 * 2 : brace - 6)}) {
     std::memcpy(file.data(), &length, 8);
     parse(file.data(), file.size());
   }

@@ -9,6 +9,7 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
+#include <chrono>
 #include <nlohmann/json.hpp>
 #include <random>
 
@@ -30,7 +31,8 @@ void save(const fs::path& run, int64_t step, int64_t keep_last, int64_t elements
   CheckpointWriter writer(checkpoint_path(run, step));
   for (const char* name : {"model/vq", "."}) {
     TensorMap tensors;
-    for (int i = 0; i < 4; ++i) tensors["t" + std::to_string(i)] = at::full({elements}, static_cast<double>(step), at::kFloat);
+    for (int i = 0; i < 4; ++i)
+      tensors["t" + std::to_string(i)] = at::full({elements}, static_cast<double>(step), at::kFloat);
     make_directories(writer.folder() / name);
     write_safetensors(writer.folder() / name / "w.safetensors", tensors);
   }
@@ -46,7 +48,8 @@ int64_t consistent_step(const fs::path& folder) {
   for (const char* name : {"model/vq/w.safetensors", "w.safetensors"}) {
     const Safetensors file(folder / name);
     EXPECT_EQ(file.names().size(), 4u);
-    for (const auto& [key, tensor] : file.all()) EXPECT_TRUE(tensor.eq(static_cast<double>(step)).all().item<bool>()) << key;
+    for (const auto& [key, tensor] : file.all())
+      EXPECT_TRUE(tensor.eq(static_cast<double>(step)).all().item<bool>()) << key;
   }
   return step;
 }
@@ -124,8 +127,9 @@ TEST_F(Damage, MissingManifest) {
   expect_fallback("manifest.json: missing");
 }
 TEST_F(Damage, CorruptManifests) {
-  for (const char* text : {"", "{", "[]", "{\"format\":1}", "{\"format\":1,\"files\":{\"w.safetensors\":3}}",
-                           "{\"format\":1,\"files\":{\"w.safetensors\":{\"size\":\"x\",\"sha256\":1}}}", "{\"format\":2,\"files\":{}}"}) {
+  for (const char* text :
+       {"", "{", "[]", "{\"format\":1}", "{\"format\":1,\"files\":{\"w.safetensors\":3}}",
+        "{\"format\":1,\"files\":{\"w.safetensors\":{\"size\":\"x\",\"sha256\":1}}}", "{\"format\":2,\"files\":{}}"}) {
     write_raw(file("manifest.json"), text);
     expect_fallback("manifest.json");
   }
@@ -144,7 +148,11 @@ TEST_F(Damage, BothTorn) {
 TEST(Checkpoint, SurvivesKillsAtRandomMoments) {
   Scratch run;
   log::set_level(log::Level::error);
+  const auto start = std::chrono::steady_clock::now();
   save(run.path, 1, 2);
+  // Kills within the first five saves or so, however slow this disk is at the moment.
+  const std::chrono::duration<double, std::micro> one = std::chrono::steady_clock::now() - start;
+  const auto longest = static_cast<useconds_t>(std::clamp(5 * one.count(), 100e3, 600e3));
   std::mt19937 random(7);
   int64_t last = 1, torn = 0;
   for (int kill_count = 0; kill_count < 50; ++kill_count) {
@@ -156,7 +164,7 @@ TEST(Checkpoint, SurvivesKillsAtRandomMoments) {
       for (int64_t step = last;; ++step)
         for (int twice = 0; twice < 2; ++twice) save(run.path, step, 2);
     }
-    ::usleep(std::uniform_int_distribution<useconds_t>(0, 200'000)(random));
+    ::usleep(std::uniform_int_distribution<useconds_t>(0, longest)(random));
     ::kill(child, SIGKILL);
     int status = 0;
     ASSERT_EQ(::waitpid(child, &status, 0), child);
@@ -216,12 +224,14 @@ TEST(Checkpoint, FileSizeLimitLeavesTheLastGoodOne) {
   Scratch run;
   save(run.path, 1, 1);
   std::string message;
-  const int code = in_child([&](std::string& text) {
-    ::signal(SIGXFSZ, SIG_IGN);
-    const rlimit limit{400'000, 400'000};
-    ::setrlimit(RLIMIT_FSIZE, &limit);
-    return save_expecting_failure(run.path, text);
-  }, message);
+  const int code = in_child(
+      [&](std::string& text) {
+        ::signal(SIGXFSZ, SIG_IGN);
+        const rlimit limit{400'000, 400'000};
+        ::setrlimit(RLIMIT_FSIZE, &limit);
+        return save_expecting_failure(run.path, text);
+      },
+      message);
   EXPECT_EQ(code, 3);
   EXPECT_THAT(message, HasSubstr("w.safetensors"));
   EXPECT_THAT(message, HasSubstr("File too large"));
@@ -231,7 +241,8 @@ TEST(Checkpoint, FileSizeLimitLeavesTheLastGoodOne) {
 TEST(Checkpoint, FullDiskLeavesTheLastGoodOne) {
   Scratch run;
   if (::mount("tmpfs", run.path.c_str(), "tmpfs", 0, "size=2m") != 0)
-    GTEST_SKIP() << "a small tmpfs cannot be mounted here (" << std::strerror(errno) << "); the limit test above stands for it";
+    GTEST_SKIP() << "a small tmpfs cannot be mounted here (" << std::strerror(errno)
+                 << "); the limit test above stands for it";
   save(run.path, 1, 1);
   std::string message;
   EXPECT_EQ(in_child([&](std::string& text) { return save_expecting_failure(run.path, text); }, message), 3);

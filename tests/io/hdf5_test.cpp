@@ -40,7 +40,8 @@ TEST(Hdf5, RoundTripOfTypesRowsAndAttributes) {
     file.commit();
   }
   const H5File file = H5File::open(scratch / "a.h5");
-  EXPECT_EQ(file.names(), (std::vector<std::string>{"Byte", "Double", "Float", "Int", "Long", "Short", "grows", "names"}));
+  EXPECT_EQ(file.names(),
+            (std::vector<std::string>{"Byte", "Double", "Float", "Int", "Long", "Short", "grows", "names"}));
   for (at::ScalarType t : {at::kByte, at::kShort, at::kInt, at::kLong, at::kFloat, at::kDouble}) {
     const Tensor want = at::arange(24, at::kFloat).reshape({4, 3, 2}).to(t);
     EXPECT_TRUE(file.read(c10::toString(t)).equal(want));
@@ -114,7 +115,8 @@ TEST(Sidecar, EveryDamageIsFoundBeforeTheLibrarySeesIt) {
     write_raw(scratch / "a.h5", bad);
     EXPECT_THAT(message_of<DataError>([&] { PackedImages(scratch / "a.h5"); }), HasSubstr("its sidecar says")) << at;
     write_raw(scratch / "a.h5", good.substr(0, at));
-    EXPECT_THAT(message_of<DataError>([&] { PackedImages(scratch / "a.h5"); }), HasSubstr("damaged or incomplete")) << at;
+    EXPECT_THAT(message_of<DataError>([&] { PackedImages(scratch / "a.h5"); }), HasSubstr("damaged or incomplete"))
+        << at;
   }
   write_raw(scratch / "a.h5", good);
   EXPECT_NO_THROW(PackedImages(scratch / "a.h5"));

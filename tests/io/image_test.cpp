@@ -121,7 +121,8 @@ TEST(ImageDecode, ReasonsNameTheFile) {
   std::string large = golden_file("rgb.png");  // 2^24 x 2^8 + more pixels; the CRC of IHDR no longer fits either
   large[16] = 1;
   EXPECT_THROW(decode_image(large, "large.png"), DataError);
-  EXPECT_THAT(message_of<DataError>([] { check_image_size(1 << 20, 1 << 9, "big.jpg"); }), HasSubstr("the limit is 2^28"));
+  EXPECT_THAT(message_of<DataError>([] { check_image_size(1 << 20, 1 << 9, "big.jpg"); }),
+              HasSubstr("the limit is 2^28"));
   EXPECT_THAT(message_of<DataError>([&] { read_image(scratch / "none.png"); }), HasSubstr("none.png"));
 }
 
@@ -143,7 +144,10 @@ TEST(ImageEncode, RoundTrips) {
     EXPECT_EQ(back.size(0), channels);
     EXPECT_LE((back.to(at::kFloat) - smooth.to(at::kFloat)).abs().mean().item<double>(), 2.0);
   }
-  EXPECT_THAT(message_of<DataError>([&] { write_image(scratch / "a.gif", noise({3, 2, 2})); }), HasSubstr("known: .png"));
+  EXPECT_THAT(message_of<DataError>([&] {
+                write_image(scratch / "a.gif", noise({3, 2, 2}));
+              }),
+              HasSubstr("known: .png"));
   EXPECT_THROW(write_image(scratch / "a.png", at::zeros({3, 2, 2})), Error);
   EXPECT_THROW(write_image(scratch / "missing/a.png", noise({3, 2, 2})), DataError);
 }
@@ -177,7 +181,8 @@ TEST(Resize, ReadResizedEqualsTheSingleSteps) {
       const Tensor image = noise({channels, h, w});
       write_image(scratch / "a.png", image);
       for (Resample filter : {Resample::bilinear, Resample::bicubic, Resample::lanczos}) {
-        ResizeOptions options{.short_side = 40, .crop_width = 32, .crop_height = 37, .filter = filter, .channels = Channels::as_is};
+        ResizeOptions options{
+            .short_side = 40, .crop_width = 32, .crop_height = 37, .filter = filter, .channels = Channels::as_is};
         const int64_t sw = w <= h ? 40 : 40 * w / h, sh = w <= h ? 40 * h / w : 40;
         const Tensor full = resize(image, sw, sh, filter);
         EXPECT_TRUE(read_image_resized(scratch / "a.png", options).equal(center_crop(full, 32, 37)));
@@ -186,7 +191,9 @@ TEST(Resize, ReadResizedEqualsTheSingleSteps) {
       }
     }
   }
-  EXPECT_THAT(message_of<DataError>([&] { read_image_resized(scratch / "a.png", {.short_side = 8, .crop_width = 13, .crop_height = 8}); }),
+  EXPECT_THAT(message_of<DataError>([&] {
+                read_image_resized(scratch / "a.png", {.short_side = 8, .crop_width = 13, .crop_height = 8});
+              }),
               HasSubstr("crop of 13 x 8 from 12 x 8"));
 }
 
@@ -195,7 +202,8 @@ TEST(Resize, FastIsClose) {
   at::manual_seed(2);
   write_image(scratch / "a.jpg", resize(noise({3, 12, 20}), 640, 400), 95);
   const Tensor exact = read_image_resized(scratch / "a.jpg", {.short_side = 64, .crop_width = 64, .crop_height = 64});
-  const Tensor fast = read_image_resized(scratch / "a.jpg", {.short_side = 64, .crop_width = 64, .crop_height = 64, .fast = true});
+  const Tensor fast =
+      read_image_resized(scratch / "a.jpg", {.short_side = 64, .crop_width = 64, .crop_height = 64, .fast = true});
   EXPECT_EQ(exact.sizes(), fast.sizes());
   EXPECT_LE((exact.to(at::kFloat) - fast.to(at::kFloat)).abs().mean().item<double>(), 2.0);
 }

@@ -42,11 +42,20 @@ std::vector<Field> fields_of(std::string_view m) {
     Field f{static_cast<int>(key >> 3), 0, ""};
     size_t bytes = 0;
     switch (key & 7) {
-      case 0: f.integer = varint(); break;
-      case 1: bytes = 8; break;
-      case 5: bytes = 4; break;
-      case 2: bytes = varint(); break;
-      default: ADD_FAILURE() << "wire type " << (key & 7);
+      case 0:
+        f.integer = varint();
+        break;
+      case 1:
+        bytes = 8;
+        break;
+      case 5:
+        bytes = 4;
+        break;
+      case 2:
+        bytes = varint();
+        break;
+      default:
+        ADD_FAILURE() << "wire type " << (key & 7);
     }
     f.bytes = m.substr(0, bytes);
     m.remove_prefix(bytes);
@@ -93,7 +102,9 @@ TEST(TensorBoard, EventsReadBack) {
   ASSERT_EQ(records.size(), 4u);
   EXPECT_EQ(field(fields_of(records[0]), 3).bytes, "brain.Event:2");
   EXPECT_GT(as<double>(field(fields_of(records[0]), 1).bytes), 1.6e9);
-  const auto value = [&](size_t i) { return fields_of(field(fields_of(field(fields_of(records[i]), 5).bytes), 1).bytes); };
+  const auto value = [&](size_t i) {
+    return fields_of(field(fields_of(field(fields_of(records[i]), 5).bytes), 1).bytes);
+  };
   EXPECT_EQ(field(fields_of(records[1]), 2).integer, 3u);
   EXPECT_EQ(field(value(1), 1).bytes, "loss/train");
   EXPECT_EQ(as<float>(field(value(1), 2).bytes), 0.5f);
@@ -144,14 +155,16 @@ TEST(SvgPlot, OddData) {
       {{"a < \"b\" & c", {0, 1, 2}, {1, 10, 1000}}, {"second", {0, 2}, {3, 30}}, {"", {1}, {1}}},
   };
   for (const auto& series : cases)
-    for (const bool log_y : {false, true}) expect_sound(svg_lines(series, {.title = "t & <t>", .x_label = "step", .y_label = "y", .log_y = log_y}));
+    for (const bool log_y : {false, true})
+      expect_sound(svg_lines(series, {.title = "t & <t>", .x_label = "step", .y_label = "y", .log_y = log_y}));
   EXPECT_THAT(svg_lines({}, {}), HasSubstr("no data"));
   EXPECT_THAT(svg_lines({{"gap", {0, 1, 2, 3, 4}, {1, 2, none, 3, 4}}}, {}), HasSubstr("M"));
 }
 
 TEST(SvgPlot, TicksAreRoundAndSeriesAreDrawn) {
   const std::string svg = svg_lines({{"loss", {0, 500, 1000}, {2.31, 0.9, 0.42}}}, {.title = "Loss"});
-  for (const char* tick : {">0<", ">200<", ">1000<", ">0.5<", ">2.5<", ">loss<", ">Loss<"}) EXPECT_THAT(svg, HasSubstr(tick));
+  for (const char* tick : {">0<", ">200<", ">1000<", ">0.5<", ">2.5<", ">loss<", ">Loss<"})
+    EXPECT_THAT(svg, HasSubstr(tick));
   const std::string log = svg_lines({{"loss", {0, 1, 2}, {0.001, 1, 100}}}, {.log_y = true});
   for (const char* tick : {">0.001<", ">1<", ">100<"}) EXPECT_THAT(log, HasSubstr(tick));
   EXPECT_THAT(svg, HasSubstr("currentColor"));

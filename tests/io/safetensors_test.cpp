@@ -31,7 +31,9 @@ struct Refusal {
   const char* reason;
 };
 std::vector<Refusal> refusals() {
-  const auto one = [](const std::string& entry, size_t data) { return file_bytes("{\"a\":" + entry + "}", zeros(data)); };
+  const auto one = [](const std::string& entry, size_t data) {
+    return file_bytes("{\"a\":" + entry + "}", zeros(data));
+  };
   std::string huge = file_bytes("{}");
   huge[7] = '\x10';
   return {
@@ -45,8 +47,10 @@ std::vector<Refusal> refusals() {
       {"cut JSON", file_bytes("{\"a\":"), "not valid JSON at byte"},
       {"two values", file_bytes("{} {}"), "not valid JSON at byte"},
       {"bad UTF-8", file_bytes("{\"\xff\":1}"), "not valid JSON at byte"},
-      {"duplicate tensor", file_bytes(R"({"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{}})"), "'a' appears twice"},
-      {"duplicate key", one(R"({"dtype":"U8","dtype":"U8","shape":[0],"data_offsets":[0,0]})", 0), "the key 'dtype' appears twice"},
+      {"duplicate tensor", file_bytes(R"({"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{}})"),
+       "'a' appears twice"},
+      {"duplicate key", one(R"({"dtype":"U8","dtype":"U8","shape":[0],"data_offsets":[0,0]})", 0),
+       "the key 'dtype' appears twice"},
       {"duplicate metadata", file_bytes(R"({"__metadata__":{"k":"1","k":"2"}})"), "'k' appears twice"},
       {"metadata number", file_bytes(R"({"__metadata__":{"k":1}})"), "__metadata__ 'k' is the number 1, expected text"},
       {"metadata object", file_bytes(R"({"__metadata__":{"k":{}}})"), "__metadata__ 'k' is an object"},
@@ -61,18 +65,27 @@ std::vector<Refusal> refusals() {
       {"unknown dtype", one(R"({"dtype":"F12","shape":[0],"data_offsets":[0,0]})", 0), "unknown dtype 'F12'"},
       {"negative", one(R"({"dtype":"U8","shape":[-1],"data_offsets":[0,0]})", 0), "shape has the negative value -1"},
       {"fraction", one(R"({"dtype":"U8","shape":[1.5],"data_offsets":[0,0]})", 0), "shape holds the number 1.5"},
-      {"beyond 64 bits", one(R"({"dtype":"U8","shape":[99999999999999999999],"data_offsets":[0,0]})", 0), "shape holds the number"},
+      {"beyond 64 bits", one(R"({"dtype":"U8","shape":[99999999999999999999],"data_offsets":[0,0]})", 0),
+       "shape holds the number"},
       {"beyond 63 bits", one(R"({"dtype":"U8","shape":[9223372036854775808],"data_offsets":[0,0]})", 0), "beyond 2^63"},
-      {"overflow", one(R"({"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]})", 0), "overflows 2^63 bytes"},
-      {"overflow beside zero", one(R"({"dtype":"U8","shape":[0,4611686018427387904,4],"data_offsets":[0,0]})", 0), "overflows"},
-      {"offsets one", one(R"({"dtype":"U8","shape":[0],"data_offsets":[0]})", 0), "data_offsets has 1 values, expected 2"},
+      {"overflow", one(R"({"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]})", 0),
+       "overflows 2^63 bytes"},
+      {"overflow beside zero", one(R"({"dtype":"U8","shape":[0,4611686018427387904,4],"data_offsets":[0,0]})", 0),
+       "overflows"},
+      {"offsets one", one(R"({"dtype":"U8","shape":[0],"data_offsets":[0]})", 0),
+       "data_offsets has 1 values, expected 2"},
       {"offsets three", one(R"({"dtype":"U8","shape":[0],"data_offsets":[0,0,0]})", 0), "more than 2 values"},
       {"backwards", one(R"({"dtype":"U8","shape":[1],"data_offsets":[1,0]})", 1), "begins at 1 after its end 0"},
-      {"wrong size", one(R"({"dtype":"F32","shape":[2],"data_offsets":[0,4]})", 4), "span 4 bytes, shape [2] of F32 needs 8"},
-      {"out of range", one(R"({"dtype":"F32","shape":[2],"data_offsets":[0,8]})", 7), "ends at byte 8 of a data section of 7"},
+      {"wrong size", one(R"({"dtype":"F32","shape":[2],"data_offsets":[0,4]})", 4),
+       "span 4 bytes, shape [2] of F32 needs 8"},
+      {"out of range", one(R"({"dtype":"F32","shape":[2],"data_offsets":[0,8]})", 7),
+       "ends at byte 8 of a data section of 7"},
       {"hole first", one(R"({"dtype":"U8","shape":[1],"data_offsets":[1,2]})", 2), "leaving a hole after byte 0"},
       {"trailing", one(R"({"dtype":"U8","shape":[1],"data_offsets":[0,1]})", 3), "2 bytes after the last tensor"},
-      {"overlap", file_bytes(R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}})", zeros(3)),
+      {"overlap",
+       file_bytes(
+           R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}})",
+           zeros(3)),
        "'b': begins at 1 inside tensor 'a', which ends at 2"},
   };
 }
@@ -91,14 +104,18 @@ TEST(SafetensorsHeader, RefusesEachMalformedFileWithItsReason) {
 TEST(SafetensorsHeader, TooManyDimensions) {
   std::string ones = "1";
   for (int i = 0; i < 64; ++i) ones += ",1";
-  EXPECT_THAT(message_of<DataError>([&] { parse(file_bytes(R"({"a":{"dtype":"U8","data_offsets":[0,1],"shape":[)" + ones + "]}}", "x")); }),
+  EXPECT_THAT(message_of<DataError>([&] {
+                parse(file_bytes(R"({"a":{"dtype":"U8","data_offsets":[0,1],"shape":[)" + ones + "]}}", "x"));
+              }),
               HasSubstr("shape has more than 64 values"));
 }
 
 TEST(SafetensorsHeader, AcceptsEmptyPaddedAndZeroSized) {
   EXPECT_TRUE(parse(file_bytes("{}")).tensors.empty());
-  const auto h = parse(file_bytes(R"({"__metadata__":{"format":"pt"},"z":{"dtype":"F32","shape":[0,3],"data_offsets":[4,4]},)"
-                                  R"("s":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}    )", zeros(4)));
+  const auto h =
+      parse(file_bytes(R"({"__metadata__":{"format":"pt"},"z":{"dtype":"F32","shape":[0,3],"data_offsets":[4,4]},)"
+                       R"("s":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}    )",
+                       zeros(4)));
   EXPECT_EQ(h.metadata.at("format"), "pt");
   EXPECT_EQ(h.tensors.at("z").shape, (std::vector<int64_t>{0, 3}));
   EXPECT_TRUE(h.tensors.at("s").shape.empty());
@@ -106,8 +123,9 @@ TEST(SafetensorsHeader, AcceptsEmptyPaddedAndZeroSized) {
 
 TensorMap every_dtype() {
   TensorMap out;
-  for (at::ScalarType t : {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16, at::kFloat8_e4m3fn, at::kFloat8_e5m2, at::kLong,
-                           at::kInt, at::kShort, at::kChar, at::kByte, at::kBool, at::kUInt16, at::kUInt32, at::kUInt64})
+  for (at::ScalarType t :
+       {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16, at::kFloat8_e4m3fn, at::kFloat8_e5m2, at::kLong, at::kInt,
+        at::kShort, at::kChar, at::kByte, at::kBool, at::kUInt16, at::kUInt32, at::kUInt64})
     out[std::string("t.") + c10::toString(t)] = at::arange(6, at::kFloat).reshape({2, 3}).to(t);
   out["empty"] = at::empty({0, 4});
   out["scalar"] = at::scalar_tensor(1.5);
@@ -183,11 +201,14 @@ TEST(Safetensors, EveryFlippedHeaderBitIsReadOrRefused) {
 
 TEST(Safetensors, MisalignedAndInvalidBool) {
   Scratch scratch;
-  write_raw(scratch / "odd.safetensors",
-            file_bytes(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"f":{"dtype":"F32","shape":[1],"data_offsets":[1,5]}})",
-                       std::string("\x07\0\0\x80\x3f", 5)));
+  write_raw(
+      scratch / "odd.safetensors",
+      file_bytes(
+          R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"f":{"dtype":"F32","shape":[1],"data_offsets":[1,5]}})",
+          std::string("\x07\0\0\x80\x3f", 5)));
   EXPECT_EQ(Safetensors(scratch / "odd.safetensors").get("f").item<float>(), 1.0f);
-  write_raw(scratch / "bool.safetensors", file_bytes(R"({"b":{"dtype":"BOOL","shape":[2],"data_offsets":[0,2]}})", "\x01\x02"));
+  write_raw(scratch / "bool.safetensors",
+            file_bytes(R"({"b":{"dtype":"BOOL","shape":[2],"data_offsets":[0,2]}})", "\x01\x02"));
   const Safetensors file(scratch / "bool.safetensors");
   EXPECT_THAT(message_of<DataError>([&] { file.get("b"); }), HasSubstr("'b': a BOOL byte is neither 0 nor 1"));
 }
