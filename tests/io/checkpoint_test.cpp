@@ -150,9 +150,9 @@ TEST(Checkpoint, SurvivesKillsAtRandomMoments) {
   log::set_level(log::Level::error);
   const auto start = std::chrono::steady_clock::now();
   save(run.path, 1, 2);
-  // Kills within the first five saves or so, however slow this disk is at the moment.
+  // Kills within the first ten saves or so, however slow this disk is at the moment.
   const std::chrono::duration<double, std::micro> one = std::chrono::steady_clock::now() - start;
-  const auto longest = static_cast<useconds_t>(std::clamp(5 * one.count(), 100e3, 600e3));
+  const auto longest = static_cast<useconds_t>(std::clamp(10 * one.count(), 250e3, 600e3));
   std::mt19937 random(7);
   int64_t last = 1, torn = 0;
   for (int kill_count = 0; kill_count < 50; ++kill_count) {
