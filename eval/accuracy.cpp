@@ -19,7 +19,8 @@ Value mean_with_interval(const std::vector<double>& values) {
   double mean = 0, squares = 0;
   for (double v : values) mean += v / n;
   for (double v : values) squares += (v - mean) * (v - mean);
-  return {.value = mean, .ci95 = values.size() > 1 ? 1.96 * std::sqrt(squares / (n - 1) / n) : 0,
+  return {.value = mean,
+          .ci95 = values.size() > 1 ? 1.96 * std::sqrt(squares / (n - 1) / n) : 0,
           .n = static_cast<int64_t>(values.size())};
 }
 
@@ -30,7 +31,8 @@ class ClassAccuracy : public Metric {
   explicit ClassAccuracy(EncoderIdentity encoder) : encoder_(std::move(encoder)) {}
   void add(const EvalBatch& batch) override {
     if (!batch.logits.defined())
-      fail<ConfigError>("metric class_accuracy: the judge has no class head; use a classifier_encoder or leave the metric out");
+      fail<ConfigError>(
+          "metric class_accuracy: the judge has no class head; use a classifier_encoder or leave the metric out");
     if (!batch.labels.defined()) return;
     const Tensor known = at::ge(batch.labels, 0);
     n_ += known.sum().item<int64_t>();
@@ -80,7 +82,8 @@ class AttributeAccuracy : public Metric {
       const double residual = static_cast<double>(s.correct) - ratio * static_cast<double>(s.asked);
       squares += residual * residual;
     }
-    values["attribute_accuracy"] = {.value = ratio, .ci95 = 1.96 * std::sqrt(squares) / static_cast<double>(asked), .n = asked};
+    values["attribute_accuracy"] = {
+        .value = ratio, .ci95 = 1.96 * std::sqrt(squares) / static_cast<double>(asked), .n = asked};
     return values;
   }
 
@@ -107,7 +110,8 @@ class ClipScore : public Metric {
     Value value = mean_with_interval(scores(images, texts));
     const int64_t N = images.size(0);
     if (N > 1) {
-      // A fixed shift pairs every image with another one's caption; neighbours may share a class, half the set does not.
+      // A fixed shift pairs every image with another one's caption; neighbours may share a class, half the set does
+      // not.
       const Value floor = mean_with_interval(scores(images, at::roll(texts, N / 2, 0)));
       value.floor = floor.value;
     }
@@ -133,7 +137,8 @@ std::unique_ptr<Metric> make_class_accuracy(const MetricContext& c) {
 }
 std::unique_ptr<Metric> make_attribute_accuracy(const MetricContext& c) {
   if (!c.thresholds)
-    fail<ConfigError>("metric attribute_accuracy: 'data' has no measured attributes (fashion_mnist has); leave the metric out");
+    fail<ConfigError>(
+        "metric attribute_accuracy: 'data' has no measured attributes (fashion_mnist has); leave the metric out");
   return std::make_unique<AttributeAccuracy>(*c.thresholds);
 }
 std::unique_ptr<Metric> make_clip_score(const MetricContext& c) {

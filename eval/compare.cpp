@@ -1,5 +1,6 @@
 #include "eval/compare.h"
 
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "eval/frechet.h"
@@ -21,8 +22,10 @@ CompareSide from_statistics(const fs::path& path, const ImageEncoder& encoder) {
   CompareSide side{.path = path.string(), .total = FeatureStatistics::load(path, &metadata), .features = {}};
   const std::string sha256 = encoder.identity().sha256;
   if (metadata["encoder_sha256"] != sha256)
-    fail<ConfigError>("{}: made with the encoder weights {}, --encoder has {}; distances need one encoder", path.string(),
-                      metadata["encoder_sha256"].empty() ? "(not recorded)" : metadata["encoder_sha256"].substr(0, 8), sha256.substr(0, 8));
+    fail<ConfigError>("{}: made with the encoder weights {}, --encoder has {}; distances need one encoder",
+                      path.string(),
+                      metadata["encoder_sha256"].empty() ? "(not recorded)" : metadata["encoder_sha256"].substr(0, 8),
+                      sha256.substr(0, 8));
   return side;
 }
 
@@ -49,7 +52,9 @@ CompareSide from_folder(const fs::path& folder, const ImageEncoder& encoder) {
   }
   flush();
   progress.finish();
-  if (constant > 0) log::warn("{}: {} of {} images are one flat colour; they are counted, not dropped", folder.string(), constant, files.size());
+  if (constant > 0)
+    log::warn("{}: {} of {} images are one flat colour; they are counted, not dropped", folder.string(), constant,
+              files.size());
   side.features = at::cat(features);
   side.total = side.groups.total();
   return side;
@@ -61,13 +66,26 @@ Json value_json(const Value& v) { return {{"value", v.value}, {"ci95", v.ci95}, 
 
 std::vector<fs::path> image_files(const fs::path& folder) {
   std::vector<fs::path> files;
+  if (std::ifstream listed(folder / "metadata.jsonl"); listed) {
+    // The list says which files are the set: `fewstep sample` leaves an overview (grid.png) beside them.
+    for (std::string line; std::getline(listed, line);) {
+      if (trim(line).empty()) continue;
+      const Json entry = Json::parse(line, nullptr, false);
+      if (!entry.is_object() || !entry.contains("file_name"))
+        fail<DataError>("{}: line {} is no object with file_name", (folder / "metadata.jsonl").string(),
+                        files.size() + 1);
+      files.push_back(folder / entry["file_name"].get<std::string>());
+    }
+    return files;
+  }
   for (auto it = fs::recursive_directory_iterator(folder); it != fs::recursive_directory_iterator(); ++it) {
     if (it->path().filename().string().starts_with('.')) {
       if (it->is_directory()) it.disable_recursion_pending();
       continue;
     }
     const std::string extension = to_lower(it->path().extension().string());
-    if (it->is_regular_file() && (extension == ".png" || extension == ".jpg" || extension == ".jpeg" || extension == ".webp"))
+    if (it->is_regular_file() &&
+        (extension == ".png" || extension == ".jpg" || extension == ".jpeg" || extension == ".webp"))
       files.push_back(it->path());
   }
   std::sort(files.begin(), files.end());
@@ -78,23 +96,30 @@ CompareSide load_side(const fs::path& path, const ImageEncoder& encoder) {
   if (fs::is_directory(path)) return from_folder(path, encoder);
   if (!fs::exists(path)) fail<DataError>("{}: no such folder or file", path.string());
   if (path.extension() == ".safetensors") return from_statistics(path, encoder);
-  fail<DataError>("{}: known are a folder of images and a statistics file (.safetensors, as `fewstep eval CONFIG` leaves it)",
-                  path.string());
+  fail<DataError>(
+      "{}: known are a folder of images and a statistics file (.safetensors, as `fewstep eval CONFIG` leaves it)",
+      path.string());
 }
 
 Json compare(CompareMetric metric, const CompareSide& a, const CompareSide& b, const ImageEncoder& encoder) {
   const EncoderIdentity identity = encoder.identity();
   const int64_t n = a.total.count(), m = b.total.count(), D = a.total.dim();
-  if (n != m) log::warn("{} has {} images, {} has {}: distances carry a bias of about 1/N, compare equal numbers only", a.path, n, b.path, m);
-  if (std::min(n, m) < D) log::warn("fewer images ({}) than features ({}): the covariance is singular and the distance mostly bias", std::min(n, m), D);
+  if (n != m)
+    log::warn("{} has {} images, {} has {}: distances carry a bias of about 1/N, compare equal numbers only", a.path, n,
+              b.path, m);
+  if (std::min(n, m) < D)
+    log::warn("fewer images ({}) than features ({}): the covariance is singular and the distance mostly bias",
+              std::min(n, m), D);
   Json metrics = Json::object();
   if (metric == CompareMetric::fid) {
     const FrechetReference reference(a.total);
-    Value v = b.features.defined() ? frechet_with_interval(reference, b.groups) : Value{.value = reference.distance(b.total), .n = m};
+    Value v = b.features.defined() ? frechet_with_interval(reference, b.groups)
+                                   : Value{.value = reference.distance(b.total), .n = m};
     metrics[metric_name("FD", identity)] = value_json(v);
   } else {
     for (const CompareSide* side : {&a, &b})
-      if (!side->features.defined()) fail<ConfigError>("{}: a statistics file has no features; kid and prdc need the images", side->path);
+      if (!side->features.defined())
+        fail<ConfigError>("{}: a statistics file has no features; kid and prdc need the images", side->path);
     if (metric == CompareMetric::kid) {
       metrics[metric_name("KD", identity)] = value_json({.value = kernel_distance(a.features, b.features), .n = m});
     } else {

@@ -24,7 +24,7 @@ enum class CompareMetric { fid, kid, prdc };
 // {"metrics": {name: {value, ci95, n}}, "encoder": {...}, "a": {path, n}, "b": {path, n}}. A is the real side.
 Json compare(CompareMetric metric, const CompareSide& a, const CompareSide& b, const ImageEncoder& encoder);
 
-// Image files below `folder`, sorted by relative path, hidden ones left out.
+// The files metadata.jsonl lists, or else all image files below `folder`, sorted by path, hidden ones left out.
 std::vector<std::filesystem::path> image_files(const std::filesystem::path& folder);
 
 }  // namespace fewstep::eval

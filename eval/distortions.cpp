@@ -26,9 +26,14 @@ Tensor each_image(const Tensor& images, F f) {
 
 std::span<const Distortion> distortions() {
   static const Distortion table[] = {
-      {"blur", {0.5, 0.8, 1.2, 1.8, 2.7}, "px", [](const Tensor& x, double l, uint64_t) { return gaussian_blur(x, l); }},
+      {"blur",
+       {0.5, 0.8, 1.2, 1.8, 2.7},
+       "px",
+       [](const Tensor& x, double l, uint64_t) { return gaussian_blur(x, l); }},
       {"noise", {8, 16, 32, 56, 96}, "grey levels", add_noise},
-      {"jpeg", {70, 40, 20, 10, 4}, "quality",
+      {"jpeg",
+       {70, 40, 20, 10, 4},
+       "quality",
        [](const Tensor& x, double l, uint64_t) { return jpeg_round_trip(x, static_cast<int>(l)); }},
   };
   return table;
@@ -71,7 +76,8 @@ ClassGaussian::ClassGaussian(const Tensor& images, const Tensor& labels) {
   const NoGrad no_grad;
   const auto [N, C, H, W] = dims<4>(images);
   const int64_t P = C * H * W;
-  if (P > 4096) fail<ConfigError>("a full pixel covariance of {} x {} x {} images is too large; leave this set out", C, H, W);
+  if (P > 4096)
+    fail<ConfigError>("a full pixel covariance of {} x {} x {} images is too large; leave this set out", C, H, W);
   if (labels.numel() != N || N == 0 || labels.min().item<int64_t>() < 0)
     fail<ConfigError>("the class-conditional Gaussian needs images with class labels; leave this set out");
   shape_ = {C, H, W};

@@ -18,15 +18,15 @@ struct Distortion {
 // Gaussian blur, Gaussian noise, JPEG: five levels each.
 std::span<const Distortion> distortions();
 
-Tensor gaussian_blur(const Tensor& images, double sigma);               // sigma in pixels; edges repeat
-Tensor add_noise(const Tensor& images, double sigma, uint64_t seed);    // sigma in grey levels; sample i keyed by i
+Tensor gaussian_blur(const Tensor& images, double sigma);             // sigma in pixels; edges repeat
+Tensor add_noise(const Tensor& images, double sigma, uint64_t seed);  // sigma in grey levels; sample i keyed by i
 Tensor jpeg_round_trip(const Tensor& images, int quality);
-Tensor down_up(const Tensor& images, int64_t factor);                   // e.g. 28 -> 14 -> 28, antialiased bicubic
+Tensor down_up(const Tensor& images, int64_t factor);  // e.g. 28 -> 14 -> 28, antialiased bicubic
 
 // One full-covariance Gaussian over pixels per class: every second-order statistic right, and plainly noise to the eye.
 class ClassGaussian {
  public:
-  ClassGaussian(const Tensor& images, const Tensor& labels);            // uint8 [N, C, H, W]; int64 [N] in [0, K)
+  ClassGaussian(const Tensor& images, const Tensor& labels);  // uint8 [N, C, H, W]; int64 [N] in [0, K)
   // Sample i: class labels[i], drawn from a generator keyed by (seed, i). uint8 [N, C, H, W].
   Tensor sample(const Tensor& labels, uint64_t seed) const;
 

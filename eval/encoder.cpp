@@ -26,13 +26,15 @@ std::string class_in(const fs::path& folder) {
 
 // A run folder has checkpoints, a model folder model_index.json, a component config.json.
 fs::path model_root(const fs::path& folder) {
-  if (!fs::is_directory(folder)) fail<DataError>("{}: no such folder; it should be a training run or a model folder", folder.string());
+  if (!fs::is_directory(folder))
+    fail<DataError>("{}: no such folder; it should be a training run or a model folder", folder.string());
   return fs::exists(folder / "config.json") ? folder : pipelines::find_model(folder);
 }
 
 class ConvImageEncoder : public ImageEncoder {
  public:
-  ConvImageEncoder(std::unique_ptr<nn::Module> module, const models::ConvEncoder& encoder, EncoderIdentity identity, at::Device device)
+  ConvImageEncoder(std::unique_ptr<nn::Module> module, const models::ConvEncoder& encoder, EncoderIdentity identity,
+                   at::Device device)
       : module_(std::move(module)), encoder_(encoder), identity_(std::move(identity)), device_(device) {}
 
   Encoded encode(const Tensor& images) const override {
@@ -59,14 +61,19 @@ class ConvImageEncoder : public ImageEncoder {
 
 class SmallClip : public TextImageEncoder {
  public:
-  SmallClip(std::unique_ptr<nn::Module> module, text::BpeTokenizer tokenizer, EncoderIdentity identity, at::Device device)
-      : module_(std::move(module)), model_(dynamic_cast<const models::ContrastiveModel&>(*module_)),
-        tokenizer_(std::move(tokenizer)), identity_(std::move(identity)), device_(device) {}
+  SmallClip(std::unique_ptr<nn::Module> module, text::BpeTokenizer tokenizer, EncoderIdentity identity,
+            at::Device device)
+      : module_(std::move(module)),
+        model_(dynamic_cast<const models::ContrastiveModel&>(*module_)),
+        tokenizer_(std::move(tokenizer)),
+        identity_(std::move(identity)),
+        device_(device) {}
 
   Tensor image_embeddings(const Tensor& images) const override {
     const NoGrad no_grad;
     const auto& c = model_.config().image;
-    return model_.image_embeddings(prepare_images(images, c.in_channels, c.image_size).to(device_)).to(at::kCPU, at::kFloat);
+    return model_.image_embeddings(prepare_images(images, c.in_channels, c.image_size).to(device_))
+        .to(at::kCPU, at::kFloat);
   }
   Tensor text_embeddings(const std::vector<std::string>& texts) const override {
     const NoGrad no_grad;
@@ -110,7 +117,8 @@ fs::path find_component(const fs::path& folder, const std::vector<std::string>& 
   for (const fs::path& candidate : candidates) {
     const std::string name = class_in(candidate);
     if (std::find(classes.begin(), classes.end(), name) != classes.end()) return candidate;
-    if (!name.empty()) found += fmt::format("{}{} in {}", found.empty() ? "" : ", ", name, candidate.filename().string());
+    if (!name.empty())
+      found += fmt::format("{}{} in {}", found.empty() ? "" : ", ", name, candidate.filename().string());
   }
   fail<ConfigError>("{}: expected a network of class {}; found {}", folder.string(), fmt::join(classes, " or "),
                     found.empty() ? "none (no config.json)" : found);
@@ -135,13 +143,14 @@ Tensor prepare_images(const Tensor& images, int64_t channels, int64_t size) {
     fail("images for an encoder must be uint8 in [0, 255], got {}", c10::toString(images.scalar_type()));
   Tensor x = images.to(at::kFloat);
   if (C != channels) {
-    if (C == 1) x = x.expand({B, channels, H, W});
+    if (C == 1)
+      x = x.expand({B, channels, H, W});
     else if (channels == 1 && C == 3)  // ITU-R BT.601 luma, as PIL's convert("L")
       x = x.mul(at::tensor({0.299f, 0.587f, 0.114f}).reshape({1, 3, 1, 1})).sum(1, /*keepdim=*/true);
-    else fail<DataError>("images with {} channels for an encoder trained on {}", C, channels);
+    else
+      fail<DataError>("images with {} channels for an encoder trained on {}", C, channels);
   }
-  if (H != size || W != size)
-    x = at::_upsample_bicubic2d_aa(x, {size, size}, /*align_corners=*/false).clamp(0, 255);
+  if (H != size || W != size) x = at::_upsample_bicubic2d_aa(x, {size, size}, /*align_corners=*/false).clamp(0, 255);
   return x / 127.5 - 1.0;
 }
 
@@ -152,10 +161,12 @@ std::unique_ptr<ImageEncoder> load_image_encoder(const fs::path& folder, const s
   if (const auto* conv = dynamic_cast<const models::ConvEncoder*>(module.get())) encoder = conv;
   if (const auto* clip = dynamic_cast<const models::ContrastiveModel*>(module.get())) encoder = &clip->image();
   FEW_CHECK(encoder, "{}: built as neither ConvEncoder nor ContrastiveModel", component.string());
-  return std::make_unique<ConvImageEncoder>(std::move(module), *encoder, EncoderIdentity{name, hash_weights(component)}, device);
+  return std::make_unique<ConvImageEncoder>(std::move(module), *encoder, EncoderIdentity{name, hash_weights(component)},
+                                            device);
 }
 
-std::unique_ptr<TextImageEncoder> load_text_image_encoder(const fs::path& folder, const std::string& name, at::Device device) {
+std::unique_ptr<TextImageEncoder> load_text_image_encoder(const fs::path& folder, const std::string& name,
+                                                          at::Device device) {
   const fs::path component = find_component(folder, {"ContrastiveModel"});
   const fs::path tokenizer = component.parent_path() / "tokenizer";
   if (!fs::is_directory(tokenizer))

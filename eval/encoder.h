@@ -17,25 +17,28 @@ struct Encoded {
 class ImageEncoder {
  public:
   virtual ~ImageEncoder() = default;
-  virtual Encoded encode(const Tensor& images) const = 0;   // uint8 [B, C, H, W]
+  virtual Encoded encode(const Tensor& images) const = 0;  // uint8 [B, C, H, W]
   virtual Tensor features(const Tensor& images) const { return encode(images).features; }
   virtual EncoderIdentity identity() const = 0;
 };
 class TextImageEncoder {
  public:
   virtual ~TextImageEncoder() = default;
-  virtual Tensor image_embeddings(const Tensor& images) const = 0;                    // uint8 -> [B, E], unit length
-  virtual Tensor text_embeddings(const std::vector<std::string>& texts) const = 0;    // [B, E], unit length
+  virtual Tensor image_embeddings(const Tensor& images) const = 0;                  // uint8 -> [B, E], unit length
+  virtual Tensor text_embeddings(const std::vector<std::string>& texts) const = 0;  // [B, E], unit length
   virtual EncoderIdentity identity() const = 0;
 };
 
-// `folder`: a training run, a model folder, or the folder of the network itself (config.json + safetensors). ConvEncoder, or
-// the image tower of ContrastiveModel. `name` stands in metric names. ConfigError lists what was found instead.
-std::unique_ptr<ImageEncoder> load_image_encoder(const std::filesystem::path& folder, const std::string& name, at::Device device);
+// `folder`: a training run, a model folder, or the folder of the network itself (config.json + safetensors).
+// ConvEncoder, or the image tower of ContrastiveModel. `name` stands in metric names. ConfigError lists what was found
+// instead.
+std::unique_ptr<ImageEncoder> load_image_encoder(const std::filesystem::path& folder, const std::string& name,
+                                                 at::Device device);
 std::unique_ptr<TextImageEncoder> load_text_image_encoder(const std::filesystem::path& folder, const std::string& name,
                                                           at::Device device);
 
-// The component folder below `folder` whose config.json names one of `classes`; shared with the VQ lookup of the runner.
+// The component folder below `folder` whose config.json names one of `classes`; shared with the VQ lookup of the
+// runner.
 std::filesystem::path find_component(const std::filesystem::path& folder, const std::vector<std::string>& classes);
 // SHA-256 of the one weight file, or of the shards' hashes in name order.
 std::string hash_weights(const std::filesystem::path& component);

@@ -11,7 +11,8 @@ namespace {
 
 // Names of a list that must be in a table: every unknown one is reported with the known ones.
 template <class Entry>
-void check_names(config::Visitor& v, std::string_view key, const std::vector<std::string>& given, std::span<const Entry> table) {
+void check_names(config::Visitor& v, std::string_view key, const std::vector<std::string>& given,
+                 std::span<const Entry> table) {
   const std::vector<std::string> known = names_of(table);
   for (const std::string& name : given)
     v.check(std::find(known.begin(), known.end(), name) != known.end(), key, not_one_of(name, known));
@@ -52,20 +53,26 @@ void describe(config::Visitor& v, EvalConfig& c) {
   v.field("device", c.device, "where tensors live; auto: CUDA when this binary and machine have it", kDevices);
   v.field("model", c.model, "run or model folder that makes the samples");
   v.field("images", c.images, "or a folder of finished images with metadata.jsonl, as `fewstep sample` leaves it");
-  v.field("tokenizer", c.tokenizer, "run or model folder with the VQ model of the reconstructions; empty: the model's own");
+  v.field("tokenizer", c.tokenizer,
+          "run or model folder with the VQ model of the reconstructions; empty: the model's own");
   v.require("data");
   v.field("data", c.data, "real images: the test split is the reference, and the source of captions", dataset_kinds());
-  v.field("judge", c.judge, "run or model folder of the encoder that distances, recall and class accuracy are measured with");
+  v.field("judge", c.judge,
+          "run or model folder of the encoder that distances, recall and class accuracy are measured with");
   v.field("judge_name", c.judge_name, "its name in metric names");
   v.field("clip", c.clip, "run or model folder of the contrastive model of CLIPScore");
   v.field("clip_name", c.clip_name, "its name in metric names");
   v.field("num_samples", c.num_samples, "N of every set that is compared", config::Range{2.0});
-  v.field("reference_samples", c.reference_samples, "real images distances are taken to; never among the sets", config::Range{2.0});
+  v.field("reference_samples", c.reference_samples, "real images distances are taken to; never among the sets",
+          config::Range{2.0});
   v.field("compositional_samples", c.compositional_samples, "N of the held-out combinations", config::kAtLeastOne);
-  v.field("sets", c.sets, "what is measured: real, reconstructions, samples, compositional, gaussian, independent_tokens, half_resolution");
+  v.field(
+      "sets", c.sets,
+      "what is measured: real, reconstructions, samples, compositional, gaussian, independent_tokens, half_resolution");
   check_names(v, "sets", c.sets, image_set_kinds());
   v.require("metrics");
-  v.field("metrics", c.metrics, "what is measured on each: fd, kd, prdc, class_accuracy, attribute_accuracy, clip_score");
+  v.field("metrics", c.metrics,
+          "what is measured on each: fd, kd, prdc, class_accuracy, attribute_accuracy, clip_score");
   check_names(v, "metrics", c.metrics, metric_kinds());
   v.field("prompts_file", c.prompts_file, "text file, one prompt a line; empty: captions of the test split");
   v.field("generate", c.generate, "guidance, temperature, ...: as on the command line of `fewstep sample`");
@@ -77,7 +84,8 @@ void describe(config::Visitor& v, EvalConfig& c) {
   v.field("report_prompts", c.report_prompts, "prompts shown with eight samples each", config::kNonNegative);
   v.field("training_runs", c.training_runs, "run folders whose loss curves the report shows");
   v.check(c.model.empty() || c.images.empty(), "images", "give either 'model' or 'images', not both");
-  v.check(!has(c.sets, "samples") || !c.model.empty() || !c.images.empty(), "sets", "'samples' needs 'model' or 'images'");
+  v.check(!has(c.sets, "samples") || !c.model.empty() || !c.images.empty(), "sets",
+          "'samples' needs 'model' or 'images'");
   v.check(!has(c.sets, "compositional") || !c.model.empty(), "sets", "'compositional' needs 'model'");
   v.check(!c.qualify || !c.judge.empty(), "qualify", "needs 'judge'");
 }

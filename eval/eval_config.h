@@ -20,24 +20,24 @@ void describe(config::Visitor& v, LatencyConfig& c);
 
 struct EvalConfig {
   std::string name;
-  std::string out;              // empty: runs/<name>
+  std::string out;  // empty: runs/<name>
   int64_t seed = 0;
-  int64_t threads = 0;          // 0: all cores
+  int64_t threads = 0;  // 0: all cores
   dist::DeviceKind device = dist::DeviceKind::automatic;
-  std::string model;            // run or model folder that makes the samples
-  std::string images;           // or a folder of finished images, as `fewstep sample` leaves it
-  std::string tokenizer;        // run or model folder with a VQModel; empty: the model's own
+  std::string model;      // run or model folder that makes the samples
+  std::string images;     // or a folder of finished images, as `fewstep sample` leaves it
+  std::string tokenizer;  // run or model folder with a VQModel; empty: the model's own
   std::unique_ptr<DatasetConfig> data;
   std::string judge, judge_name = "judge";
   std::string clip, clip_name = "clip";
   int64_t num_samples = 2000, reference_samples = 5000, compositional_samples = 500;
   std::vector<std::string> sets = {"real", "samples"};
   std::vector<std::string> metrics;
-  std::string prompts_file;     // empty: captions of the test split
+  std::string prompts_file;  // empty: captions of the test split
   pipelines::GenerateOptions generate;
   LatencyConfig latency;
   bool qualify = false;
-  std::string qualified_by;     // results.json of a run that qualified the same weights
+  std::string qualified_by;  // results.json of a run that qualified the same weights
   bool report = true;
   std::string title;
   int64_t report_prompts = 8;

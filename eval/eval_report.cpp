@@ -25,8 +25,10 @@ Tensor interleaved(const Tensor& above, const Tensor& below, int64_t columns, in
 ReportSection reconstruction_section(ImageSets& sets) {
   const Tensor &real = sets.get("real").images, &again = sets.get("reconstructions").images;
   const int64_t columns = std::min(kColumns, real.size(0));
-  return {.heading = "Reconstructions", .paragraphs = {"What the tokenizer keeps of an image is the most any model on its tokens can show."},
-          .figures = {grid_figure(interleaved(real, again, columns, 3), columns, "Real test images, each above its reconstruction")}};
+  return {.heading = "Reconstructions",
+          .paragraphs = {"What the tokenizer keeps of an image is the most any model on its tokens can show."},
+          .figures = {grid_figure(interleaved(real, again, columns, 3), columns,
+                                  "Real test images, each above its reconstruction")}};
 }
 
 // One row a class: `columns` samples each, as far as there are that many.
@@ -47,7 +49,8 @@ ReportFigure class_figure(const ImageSet& set, const std::vector<std::string>& n
 ReportSection sample_section(ImageSets& sets, const Dataset& test) {
   ReportSection section{.heading = "Samples"};
   const ImageSet& samples = sets.get("samples");
-  section.figures.push_back(class_figure(samples, test.class_names(), "Samples by the class their caption names, first come"));
+  section.figures.push_back(
+      class_figure(samples, test.class_names(), "Samples by the class their caption names, first come"));
   section.figures.push_back(class_figure(sets.get("real"), test.class_names(), "Real test images for comparison"));
   return section;
 }
@@ -75,11 +78,13 @@ ReportSection prompt_section(const EvalConfig& c, ImageSets& sets) {
 }
 
 ReportSection control_section(const EvalConfig& c, ImageSets& sets) {
-  ReportSection section{.heading = "Controls", .paragraphs = {"Image sets of known quality that the distances are read against."}};
+  ReportSection section{.heading = "Controls",
+                        .paragraphs = {"Image sets of known quality that the distances are read against."}};
   for (const ImageSetKind& kind : image_set_kinds()) {
     const bool control = kind.name == "gaussian" || kind.name == "independent_tokens" || kind.name == "half_resolution";
     if (control && (wanted(c, kind.name) || (c.qualify && kind.name != "half_resolution")))
-      section.figures.push_back(grid_figure(sets.get(std::string(kind.name)).images.slice(0, 0, 24), 6, std::string(kind.label)));
+      section.figures.push_back(
+          grid_figure(sets.get(std::string(kind.name)).images.slice(0, 0, 24), 6, std::string(kind.label)));
   }
   return section;
 }
@@ -108,8 +113,9 @@ std::vector<ReportHeadline> headlines_of(const Results& results) {
     const char *prefix, *label;
     bool share;
   };
-  for (const Card& card : {Card{"class_accuracy[", "Class as captioned", true}, Card{"attribute_accuracy", "Attributes as captioned", true},
-                           Card{"recall[", "Recall", true}, Card{"CLIPScore[", "CLIPScore", false}}) {
+  for (const Card& card : {Card{"class_accuracy[", "Class as captioned", true},
+                           Card{"attribute_accuracy", "Attributes as captioned", true}, Card{"recall[", "Recall", true},
+                           Card{"CLIPScore[", "CLIPScore", false}}) {
     const Value* v = find_value(results.rows, "samples", card.prefix);
     if (!v) continue;
     const Value* real = find_value(results.rows, "real test images", card.prefix);
@@ -119,11 +125,13 @@ std::vector<ReportHeadline> headlines_of(const Results& results) {
   }
   for (const ResultRow& row : results.rows)
     if (row.latency.runs > 0)
-      out.push_back({"Latency p50", human_duration(row.latency.p50),
-                     fmt::format("p95 {}; batch {}, {} steps", human_duration(row.latency.p95), row.latency.batch, row.steps)});
+      out.push_back(
+          {"Latency p50", human_duration(row.latency.p50),
+           fmt::format("p95 {}; batch {}, {} steps", human_duration(row.latency.p95), row.latency.batch, row.steps)});
   if (results.qualification)
     out.push_back({"Encoder", results.qualification->passed ? "qualified" : "not qualified",
-                   results.qualification->passed ? "ranks known sets in order" : "see the reasons below", results.qualification->passed});
+                   results.qualification->passed ? "ranks known sets in order" : "see the reasons below",
+                   results.qualification->passed});
   return out;
 }
 
@@ -131,14 +139,19 @@ std::vector<ReportHeadline> headlines_of(const Results& results) {
 
 Report make_eval_report(const EvalConfig& c, const Results& results, ImageSets& sets, const Dataset& test,
                         const std::vector<std::pair<std::string, double>>& seconds) {
-  Report report{.title = c.title.empty() ? c.name : c.title, .subtitle = results.protocol, .headlines = headlines_of(results),
-                .sections = {}, .provenance = results.provenance};
+  Report report{.title = c.title.empty() ? c.name : c.title,
+                .subtitle = results.protocol,
+                .headlines = headlines_of(results),
+                .sections = {},
+                .provenance = results.provenance};
   if (wanted(c, "samples")) report.sections.push_back(sample_section(sets, test));
-  if (wanted(c, "samples") && !c.model.empty() && c.report_prompts > 0) report.sections.push_back(prompt_section(c, sets));
+  if (wanted(c, "samples") && !c.model.empty() && c.report_prompts > 0)
+    report.sections.push_back(prompt_section(c, sets));
   if (wanted(c, "reconstructions")) report.sections.push_back(reconstruction_section(sets));
   report.sections.push_back(results_section(results));
   if (results.qualification) report.sections.push_back(qualification_section(*results.qualification));
-  if (ReportSection controls = control_section(c, sets); !controls.figures.empty()) report.sections.push_back(std::move(controls));
+  if (ReportSection controls = control_section(c, sets); !controls.figures.empty())
+    report.sections.push_back(std::move(controls));
   ReportSection latency = latency_section(results.rows);
   if (!latency.tables[0].rows.empty()) report.sections.push_back(std::move(latency));
   if (!c.training_runs.empty()) {

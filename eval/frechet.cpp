@@ -22,8 +22,9 @@ Clipped clip_eigenvalues(const Tensor& values, std::string_view what) {
   const double relative = negative > 0 ? negative / std::max(trace, 1e-300) : 0.0;
   // An all but zero matrix has only rounding in it: compare with an absolute floor as well.
   if (relative > kClipTolerance && negative > 1e-12)
-    fail<NumericError>("frechet: negative eigenvalues of {} sum to {:.2e} of its trace, more than rounding explains ({:.0e})",
-                       what, relative, kClipTolerance);
+    fail<NumericError>(
+        "frechet: negative eigenvalues of {} sum to {:.2e} of its trace, more than rounding explains ({:.0e})", what,
+        relative, kClipTolerance);
   return {values.clamp_min(0), relative};
 }
 
@@ -48,8 +49,8 @@ double FrechetReference::distance(const FeatureStatistics& other, FrechetDetails
   const Tensor covariance = symmetric(other.covariance());
   const double mean_term = at::square(other.mean() - mean_).sum().item<double>();
   const double trace = covariance.trace().item<double>();
-  const Clipped product = clip_eigenvalues(at::linalg_eigvalsh(symmetric(at::mm(at::mm(root_, covariance), root_))),
-                                           "S1^1/2 S2 S1^1/2");
+  const Clipped product =
+      clip_eigenvalues(at::linalg_eigvalsh(symmetric(at::mm(at::mm(root_, covariance), root_))), "S1^1/2 S2 S1^1/2");
   const double trace_term = trace_ + trace - 2 * product.values.sqrt().sum().item<double>();
   if (details) *details = {mean_term, trace_term, product.relative};
   const double distance = mean_term + trace_term;

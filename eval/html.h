@@ -28,7 +28,7 @@ class Html {
   [[nodiscard]] Element open(std::string_view tag, const Attributes& attributes = {});
   void leaf(std::string_view tag, std::string_view text, const Attributes& attributes = {});  // <tag>text</tag>
   void image(std::string_view png, std::string_view alternative, const Attributes& attributes = {});
-  void text(std::string_view text);  // escaped
+  void text(std::string_view text);   // escaped
   void raw(std::string_view markup);  // trusted and balanced: inline SVG, the style sheet
   // The page around what was written: doctype, head with the style sheet, body.
   std::string page(std::string_view title, std::string_view style) const;

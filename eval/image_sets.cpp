@@ -22,7 +22,7 @@ namespace fewstep::eval {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr int64_t kTrainingImages = 20000;       // the Gaussian and the token marginals are fitted to
+constexpr int64_t kTrainingImages = 20000;         // the Gaussian and the token marginals are fitted to
 constexpr int64_t kExtraIndex = int64_t{1} << 40;  // first sample index of pictures that belong to no set
 
 std::vector<int64_t> permutation(int64_t n, uint64_t seed) {
@@ -81,8 +81,9 @@ ImageSets::ImageSets(const EvalConfig& config, const Dataset& test, at::Device d
     : config_(config), test_(test), device_(device) {
   const int64_t R = config.reference_samples, N = config.num_samples;
   if (R + N > test.size())
-    fail<ConfigError>("reference_samples {} + num_samples {} exceed the {} images of the test split ({}); lower one of them",
-                      R, N, test.size(), test.description());
+    fail<ConfigError>(
+        "reference_samples {} + num_samples {} exceed the {} images of the test split ({}); lower one of them", R, N,
+        test.size(), test.description());
   const auto seed = static_cast<uint64_t>(config.seed);
   const std::vector<int64_t> order = permutation(test.size(), seed);
   reference_ = load_images(test, slice_of(order, 0, R), seed);
@@ -110,15 +111,15 @@ ImageSet ImageSets::make(const std::string& name) {
     const Tensor tokens = train_tokens();  // [n, h, w]
     const Tensor drawn = independent_tokens(tokens.flatten(1), config_.num_samples, seed)
                              .reshape({config_.num_samples, tokens.size(1), tokens.size(2)});
-    return like_real(in_batches(drawn, [&](const Tensor& t) {
-                       return io::to_bytes(tokenizer().decode_indices(t.to(device_)).to(at::kCPU));
-                     }));
+    return like_real(in_batches(
+        drawn, [&](const Tensor& t) { return io::to_bytes(tokenizer().decode_indices(t.to(device_)).to(at::kCPU)); }));
   }
   if (name == "compositional") {
     const std::vector<std::string> known = compositional_prompts();
     if (known.empty()) fail<ConfigError>("set compositional: this data set has no held-out combinations");
     std::vector<std::string> prompts;
-    for (int64_t i = 0; i < config_.compositional_samples; ++i) prompts.push_back(known[static_cast<size_t>(i) % known.size()]);
+    for (int64_t i = 0; i < config_.compositional_samples; ++i)
+      prompts.push_back(known[static_cast<size_t>(i) % known.size()]);
     return generate(prompts, labels_of(prompts), config_.num_samples, name);
   }
   FEW_CHECK(name == "samples", "image set '{}' is in the table but nobody makes it", name);
@@ -138,7 +139,8 @@ pipelines::Pipeline& ImageSets::pipeline() {
   return *pipeline_;
 }
 
-ImageSet ImageSets::generate(const std::vector<std::string>& prompts, Tensor labels, int64_t first_index, const std::string& label) {
+ImageSet ImageSets::generate(const std::vector<std::string>& prompts, Tensor labels, int64_t first_index,
+                             const std::string& label) {
   ImageSet set{.label = {}, .images = {}, .captions = prompts, .labels = std::move(labels)};
   const auto total = static_cast<int64_t>(prompts.size());
   std::vector<Tensor> images;
@@ -146,7 +148,8 @@ ImageSet ImageSets::generate(const std::vector<std::string>& prompts, Tensor lab
   for (int64_t i = 0; i < total; i += config_.generate.batch_size) {
     if (signals::stop_requested()) throw Interrupted("evaluation stopped while sampling; nothing was written");
     const int64_t end = std::min(i + config_.generate.batch_size, total);
-    const auto made = pipeline().generate(slice_of(prompts, i, end), static_cast<uint64_t>(config_.seed), first_index + i, config_.generate);
+    const auto made = pipeline().generate(slice_of(prompts, i, end), static_cast<uint64_t>(config_.seed),
+                                          first_index + i, config_.generate);
     images.push_back(made.images);
     set.steps = made.steps, set.nfe = made.nfe;
     if (made.tokens.defined()) set.tokens = made.tokens.size(1);
@@ -175,15 +178,18 @@ ImageSet ImageSets::from_folder() const {
     if (trim(line).empty()) continue;
     const Json entry = Json::parse(line, nullptr, false);
     if (!entry.is_object() || !entry.contains("file_name"))
-      fail<DataError>("{}: line {} is no object with file_name", (folder / "metadata.jsonl").string(), images.size() + 1);
+      fail<DataError>("{}: line {} is no object with file_name", (folder / "metadata.jsonl").string(),
+                      images.size() + 1);
     images.push_back(io::read_image(folder / entry["file_name"].get<std::string>(), channels));
     if (images.back().sizes() != images[0].sizes())
-      fail<DataError>("{}: {} has another size than the first image", folder.string(), entry["file_name"].get<std::string>());
+      fail<DataError>("{}: {} has another size than the first image", folder.string(),
+                      entry["file_name"].get<std::string>());
     set.captions.push_back(entry.value("text", ""));
     if (static_cast<int64_t>(images.size()) == config_.num_samples) break;
   }
   if (static_cast<int64_t>(images.size()) < config_.num_samples)
-    fail<DataError>("{}: {} images, num_samples asks for {}; comparisons need equal N", folder.string(), images.size(), config_.num_samples);
+    fail<DataError>("{}: {} images, num_samples asks for {}; comparisons need equal N", folder.string(), images.size(),
+                    config_.num_samples);
   set.images = at::stack(images);
   set.labels = labels_of(set.captions);
   return set;
@@ -196,7 +202,8 @@ ImageSet ImageSets::like_real(Tensor images) const {
 const models::VQModel& ImageSets::tokenizer() {
   if (!tokenizer_) {
     const std::string& folder = config_.tokenizer.empty() ? config_.model : config_.tokenizer;
-    if (folder.empty()) fail<ConfigError>("reconstructions and tokens need 'tokenizer' or 'model': a folder with a VQ model");
+    if (folder.empty())
+      fail<ConfigError>("reconstructions and tokens need 'tokenizer' or 'model': a folder with a VQ model");
     tokenizer_ = models::load_model(find_component(folder, {"VQModel"}));
     tokenizer_->to(device_);
     tokenizer_->train(false);

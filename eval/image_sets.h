@@ -13,14 +13,14 @@ namespace fewstep::eval {
 
 struct ImageSet {
   std::string label;
-  Tensor images;                      // uint8 [N, C, H, W]
-  std::vector<std::string> captions;  // N
-  Tensor labels;                      // int64 [N], -1 unknown
+  Tensor images;                           // uint8 [N, C, H, W]
+  std::vector<std::string> captions;       // N
+  Tensor labels;                           // int64 [N], -1 unknown
   int64_t steps = 0, nfe = 0, tokens = 0;  // per image; 0: not made by a model
 };
 
-// Makes each set once. The test split is permuted by the seed: the first `reference_samples` are the reference, the next
-// `num_samples` the real set, whose captions every other set shares. So set X's image i and real image i match.
+// Makes each set once. The test split is permuted by the seed: the first `reference_samples` are the reference, the
+// next `num_samples` the real set, whose captions every other set shares. So set X's image i and real image i match.
 class ImageSets {
  public:
   ImageSets(const EvalConfig& config, const Dataset& test, at::Device device);
@@ -32,7 +32,8 @@ class ImageSets {
 
  private:
   ImageSet make(const std::string& name);
-  ImageSet generate(const std::vector<std::string>& prompts, Tensor labels, int64_t first_index, const std::string& label);
+  ImageSet generate(const std::vector<std::string>& prompts, Tensor labels, int64_t first_index,
+                    const std::string& label);
   ImageSet from_folder() const;
   ImageSet like_real(Tensor images) const;  // with the captions and labels of the real set
   Tensor reconstruct(const Tensor& images);

@@ -30,8 +30,8 @@ double kernel_distance(const Tensor& a, const Tensor& b, int64_t block) {
   if (N < 2 || M < 2) fail<ConfigError>("kernel distance of {} and {} samples: at least 2 of each are needed", N, M);
   const Tensor x = a.to(at::kCPU, at::kDouble), y = b.to(at::kCPU, at::kDouble);
   const double n = static_cast<double>(N), m = static_cast<double>(M);
-  const double distance = kernel_sum(x, x, true, block) / (n * (n - 1)) + kernel_sum(y, y, true, block) / (m * (m - 1)) -
-                          2 * kernel_sum(x, y, false, block) / (n * m);
+  const double distance = kernel_sum(x, x, true, block) / (n * (n - 1)) +
+                          kernel_sum(y, y, true, block) / (m * (m - 1)) - 2 * kernel_sum(x, y, false, block) / (n * m);
   if (!std::isfinite(distance)) fail<NumericError>("kernel distance: {}", distance);
   return distance;
 }

@@ -16,7 +16,7 @@ namespace fewstep::eval {
 
 struct Value {
   double value = 0;
-  double ci95 = 0;   // half width; 0: not estimated
+  double ci95 = 0;  // half width; 0: not estimated
   int64_t n = 0;
   // What the number would be with nothing to show: real against real for distances, shuffled captions for CLIPScore.
   double floor = std::numeric_limits<double>::quiet_NaN();
@@ -25,11 +25,11 @@ struct Value {
 
 // What every metric sees: images, what they were meant to show, and features computed once for all metrics.
 struct EvalBatch {
-  Tensor images;     // uint8 [B, C, H, W]
+  Tensor images;  // uint8 [B, C, H, W]
   std::vector<std::string> captions;
-  Tensor labels;     // int64 [B], -1 unknown
-  Tensor features;   // float [B, D] of the judge encoder; undefined when no metric needs it
-  Tensor logits;     // float [B, K] of the judge's classes; undefined as above
+  Tensor labels;    // int64 [B], -1 unknown
+  Tensor features;  // float [B, D] of the judge encoder; undefined when no metric needs it
+  Tensor logits;    // float [B, K] of the judge's classes; undefined as above
 };
 
 class Metric {

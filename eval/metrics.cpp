@@ -19,13 +19,15 @@ void need_reference(const MetricContext& c, std::string_view metric) {
 class FrechetMetric : public Metric {
  public:
   explicit FrechetMetric(const MetricContext& c)
-      : reference_(*c.reference), name_(metric_name("FD", c.judge->identity())),
+      : reference_(*c.reference),
+        name_(metric_name("FD", c.judge->identity())),
         samples_(reference_.dim() > 512 ? 10 : 20) {}  // groups hold D^2 doubles each
   void add(const EvalBatch& batch) override { samples_.add(batch.features); }
   std::map<std::string, Value> result() const override {
     if (samples_.count() < 2) return {};
     Value value = frechet_with_interval(reference_, samples_);
-    if (value.n < reference_.dim()) value.note = fmt::format("N = {} below D = {}: dominated by bias", value.n, reference_.dim());
+    if (value.n < reference_.dim())
+      value.note = fmt::format("N = {} below D = {}: dominated by bias", value.n, reference_.dim());
     return {{name_, value}};
   }
 

@@ -11,13 +11,14 @@
 
 namespace fewstep::eval {
 
-// What metrics compare with. Pointers are null when the config gives nothing of the kind; factories say what is missing.
+// What metrics compare with. Pointers are null when the config gives nothing of the kind; factories say what is
+// missing.
 struct MetricContext {
   const ImageEncoder* judge = nullptr;
   const TextImageEncoder* clip = nullptr;
-  const FrechetReference* reference = nullptr;        // of the real reference images' features
-  Tensor reference_features = {};                     // float [R, D]
-  const AttributeThresholds* thresholds = nullptr;    // of data sets with measured captions
+  const FrechetReference* reference = nullptr;      // of the real reference images' features
+  Tensor reference_features = {};                   // float [R, D]
+  const AttributeThresholds* thresholds = nullptr;  // of data sets with measured captions
 };
 
 struct MetricKind {

@@ -30,7 +30,8 @@ std::string metric_name(std::string_view metric, const EncoderIdentity& encoder,
     if (w.sha256 == encoder.sha256 && w.metric == metric)
       return detail.empty() ? std::string(w.official_name) : fmt::format("{}[{}]", w.official_name, detail);
   FEW_CHECK(encoder.sha256.size() == 64, "encoder '{}' has no SHA-256 ('{}')", encoder.name, encoder.sha256);
-  return fmt::format("{}[{}@{}{}{}]", metric, encoder.name, encoder.sha256.substr(0, 8), detail.empty() ? "" : ",", detail);
+  return fmt::format("{}[{}@{}{}{}]", metric, encoder.name, encoder.sha256.substr(0, 8), detail.empty() ? "" : ",",
+                     detail);
 }
 
 void check_metric_name(std::string_view name, std::span<const EncoderIdentity> encoders,
@@ -42,8 +43,10 @@ void check_metric_name(std::string_view name, std::span<const EncoderIdentity> e
   for (const OfficialWeights& w : allowed)
     for (const EncoderIdentity& e : encoders)
       if (w.sha256 == e.sha256 && w.official_name == bare) return;
-  fail<ConfigError>("'{}' may only be printed for the published network's weights; name the encoder instead, as in "
-                    "FD[judge@1a2b3c4d], KD[...], CLIPScore[...]", name);
+  fail<ConfigError>(
+      "'{}' may only be printed for the published network's weights; name the encoder instead, as in "
+      "FD[judge@1a2b3c4d], KD[...], CLIPScore[...]",
+      name);
 }
 
 }  // namespace fewstep::eval

@@ -21,8 +21,8 @@ std::span<const OfficialWeights> official_weights();
 // brackets: metric_name("recall", e, "k=3") is "recall[judge@1a2b3c4d,k=3]".
 std::string metric_name(std::string_view metric, const EncoderIdentity& encoder, std::string_view detail = {},
                         std::span<const OfficialWeights> allowed = official_weights());
-// Throws ConfigError when `name` is an established one ("FID", "CLIP-Score", ...) that names no encoder, and none of the
-// encoders in use earns it: the gate results.json, and with it every table, passes.
+// Throws ConfigError when `name` is an established one ("FID", "CLIP-Score", ...) that names no encoder, and none of
+// the encoders in use earns it: the gate results.json, and with it every table, passes.
 void check_metric_name(std::string_view name, std::span<const EncoderIdentity> encoders,
                        std::span<const OfficialWeights> allowed = official_weights());
 

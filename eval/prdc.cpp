@@ -18,7 +18,8 @@ Tensor knn_radii(const Tensor& features, int64_t k, int64_t block) {
   if (N <= k) fail<ConfigError>("{} features are too few for their {} nearest neighbours; raise num_samples", N, k);
   std::vector<Tensor> radii;
   for (int64_t i = 0; i < N; i += block)  // the nearest is the feature itself, so the (k+1)-th smallest
-    radii.push_back(std::get<0>(at::kthvalue(distances(features.slice(0, i, std::min(i + block, N)), features), k + 1, 1)));
+    radii.push_back(
+        std::get<0>(at::kthvalue(distances(features.slice(0, i, std::min(i + block, N)), features), k + 1, 1)));
   return at::cat(radii);
 }
 
@@ -35,7 +36,7 @@ Prdc prdc(const Tensor& real, const Tensor& samples, int64_t k, int64_t block) {
   int64_t recalled = 0, covered = 0;
   for (int64_t i = 0; i < N; i += block) {
     const int64_t end = std::min(i + block, N);
-    const Tensor d = distances(r.slice(0, i, end), s);                                             // [B, M]
+    const Tensor d = distances(r.slice(0, i, end), s);  // [B, M]
     const Tensor inside = d <= r_radius.slice(0, i, end).unsqueeze(1);
     in_real_balls += inside.sum(0);
     covered += inside.any(1).sum().item<int64_t>();

@@ -65,14 +65,17 @@ void judge(Qualification& q) {
   for (const DistortionCurve& curve : q.curves)
     for (size_t i = 1; i < curve.fd.size(); ++i)
       if (!(curve.fd[i] > curve.fd[i - 1]))
-        q.reasons.push_back(fmt::format("{} at level {} ({:.4g} after {:.4g}): distance must rise with damage", curve.name,
-                                        curve.levels[i - 1], curve.fd[i], curve.fd[i - 1]));
+        q.reasons.push_back(fmt::format("{} at level {} ({:.4g} after {:.4g}): distance must rise with damage",
+                                        curve.name, curve.levels[i - 1], curve.fd[i], curve.fd[i - 1]));
   q.passed = q.reasons.empty();
 }
 
 Json qualification_json(const Qualification& q) {
-  Json j = {{"encoder", q.encoder}, {"passed", q.passed}, {"reasons", q.reasons},
-            {"ranking", Json::array()}, {"distortions", Json::array()}};
+  Json j = {{"encoder", q.encoder},
+            {"passed", q.passed},
+            {"reasons", q.reasons},
+            {"ranking", Json::array()},
+            {"distortions", Json::array()}};
   for (const RankedSet& r : q.ranking)
     j["ranking"].push_back({{"label", r.label}, {"value", r.fd.value}, {"ci95", r.fd.ci95}, {"n", r.fd.n}});
   for (const DistortionCurve& c : q.curves)
@@ -84,8 +87,9 @@ Qualification qualification_from_json(const Json& j) {
   Qualification q;
   q.encoder = j.at("encoder").get<std::string>();
   for (const Json& r : j.at("ranking"))
-    q.ranking.push_back({r.at("label").get<std::string>(),
-                         {.value = r.at("value").get<double>(), .ci95 = r.at("ci95").get<double>(), .n = r.at("n").get<int64_t>()}});
+    q.ranking.push_back(
+        {r.at("label").get<std::string>(),
+         {.value = r.at("value").get<double>(), .ci95 = r.at("ci95").get<double>(), .n = r.at("n").get<int64_t>()}});
   for (const Json& c : j.at("distortions"))
     q.curves.push_back({c.at("name").get<std::string>(), c.at("unit").get<std::string>(),
                         c.at("levels").get<std::vector<double>>(), c.at("fd").get<std::vector<double>>()});
@@ -96,7 +100,8 @@ Qualification qualification_from_json(const Json& j) {
 
 std::string format_qualification(const Qualification& q) {
   std::string out = fmt::format("{}: {}\n", q.encoder, q.passed ? "qualified" : "NOT qualified");
-  for (const RankedSet& r : q.ranking) out += fmt::format("  {:<34} {:>10.4f} +- {:.4f}\n", r.label, r.fd.value, r.fd.ci95);
+  for (const RankedSet& r : q.ranking)
+    out += fmt::format("  {:<34} {:>10.4f} +- {:.4f}\n", r.label, r.fd.value, r.fd.ci95);
   for (const DistortionCurve& c : q.curves) {
     out += fmt::format("  {:<6}", c.name);
     for (size_t i = 0; i < c.fd.size(); ++i)

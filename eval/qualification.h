@@ -13,8 +13,8 @@ using FeatureFunction = std::function<Tensor(const Tensor& images)>;  // uint8 [
 
 // All uint8 [N, C, H, W]; the four sets of `ranking` need the same N: FD has a bias of about 1/N.
 struct QualificationSets {
-  Tensor reference;    // real, disjoint from `real`
-  Tensor real;         // real test images; also what the distortions are applied to
+  Tensor reference;  // real, disjoint from `real`
+  Tensor real;       // real test images; also what the distortions are applied to
   Tensor reconstructions, gaussian, independent;
 };
 
@@ -27,8 +27,8 @@ struct DistortionCurve {
   std::vector<double> levels, fd;  // level 0 is first in `fd`: undistorted; levels[i] belongs to fd[i + 1]
 };
 struct Qualification {
-  std::string encoder;              // "FD[judge@1a2b3c4d]"
-  std::vector<RankedSet> ranking;   // in the order that must be increasing
+  std::string encoder;             // "FD[judge@1a2b3c4d]"
+  std::vector<RankedSet> ranking;  // in the order that must be increasing
   std::vector<DistortionCurve> curves;
   bool passed = false;
   std::vector<std::string> reasons;  // why not

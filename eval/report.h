@@ -17,15 +17,15 @@ struct ReportTable {
   std::string note = {};
 };
 struct ReportFigure {
-  std::string png;      // encoded bytes
+  std::string png;  // encoded bytes
   std::string caption;
 };
 struct ReportSection {
   std::string heading;
   std::vector<std::string> paragraphs = {};
   std::vector<ReportTable> tables = {};
-  std::vector<std::string> plots = {};      // inline SVG
-  std::vector<ReportFigure> figures = {};   // side by side as far as there is room
+  std::vector<std::string> plots = {};     // inline SVG
+  std::vector<ReportFigure> figures = {};  // side by side as far as there is room
 };
 // A number at the top of the page: label, value, what it means or compares with.
 struct ReportHeadline {

@@ -17,7 +17,7 @@ namespace {
 
 // Columns whose values all carry the same remark or floor say it once, in the heading or under the table.
 struct Column {
-  std::string note;      // of every value; "" when they differ
+  std::string note;       // of every value; "" when they differ
   bool one_floor = true;  // every value's floor is the same number, or there is none
   double floor = std::numeric_limits<double>::quiet_NaN();
 };
@@ -57,9 +57,23 @@ std::string group_of(const std::string& metric) {
 
 // Everything a line of metrics.jsonl holds beside the means of the trainer's losses, and means that are no losses.
 bool is_loss(std::string_view key) {
-  static constexpr std::string_view kOther[] = {"step", "images", "seconds", "epoch", "units_per_second", "ms_p50", "ms_p95", "data_wait",
-                                                "tflops_per_second", "peak_bytes", "lr", "grad_norm", "perplexity", "revived",
-                                                "logit_scale", "accuracy", "retrieval"};
+  static constexpr std::string_view kOther[] = {"step",
+                                                "images",
+                                                "seconds",
+                                                "epoch",
+                                                "units_per_second",
+                                                "ms_p50",
+                                                "ms_p95",
+                                                "data_wait",
+                                                "tflops_per_second",
+                                                "peak_bytes",
+                                                "lr",
+                                                "grad_norm",
+                                                "perplexity",
+                                                "revived",
+                                                "logit_scale",
+                                                "accuracy",
+                                                "retrieval"};
   return std::find(std::begin(kOther), std::end(kOther), key) == std::end(kOther);
 }
 
@@ -87,9 +101,12 @@ std::vector<std::string> training_row(const std::string& name, const fs::path& p
   Json last;
   std::ifstream file(path);
   for (std::string line; std::getline(file, line);)
-    if (Json j = Json::parse(line, nullptr, false); j.is_object() && j.value("group", "train") == "train" && j.contains("step")) last = std::move(j);
+    if (Json j = Json::parse(line, nullptr, false);
+        j.is_object() && j.value("group", "train") == "train" && j.contains("step"))
+      last = std::move(j);
   if (last.is_null()) return {};
-  return {name, std::to_string(last.value("step", int64_t{0})), human_count(last.value("images", 0.0)), human_duration(last.value("seconds", 0.0)),
+  return {name, std::to_string(last.value("step", int64_t{0})), human_count(last.value("images", 0.0)),
+          human_duration(last.value("seconds", 0.0)),
           fmt::format("{:.0f} {}", last.value("units_per_second", 0.0), last.value("unit", "images"))};
 }
 
@@ -134,13 +151,15 @@ ReportSection results_section(const Results& results) {
 }
 
 ReportSection latency_section(const std::vector<ResultRow>& rows) {
-  ReportTable table{.header = {"model", "batch", "p50", "p95", "images/s", "steps", "NFE", "tokens/step", "runs"}, .rows = {}};
+  ReportTable table{.header = {"model", "batch", "p50", "p95", "images/s", "steps", "NFE", "tokens/step", "runs"},
+                    .rows = {}};
   for (const ResultRow& row : rows) {
     if (row.latency.runs == 0) continue;
     const Latency& l = row.latency;
     table.rows.push_back({row.label, std::to_string(l.batch), human_duration(l.p50), human_duration(l.p95),
-                          format_number(static_cast<double>(l.batch) / l.p50), std::to_string(row.steps), std::to_string(row.nfe),
-                          row.step_compression > 0 ? format_number(row.step_compression) : "-", std::to_string(l.runs)});
+                          format_number(static_cast<double>(l.batch) / l.p50), std::to_string(row.steps),
+                          std::to_string(row.nfe), row.step_compression > 0 ? format_number(row.step_compression) : "-",
+                          std::to_string(l.runs)});
   }
   table.note = "Wall-clock of one call of the whole pipeline, text to pixels, after warm-up.";
   return {.heading = "Latency", .tables = {table}};
@@ -148,16 +167,20 @@ ReportSection latency_section(const std::vector<ResultRow>& rows) {
 
 ReportSection qualification_section(const Qualification& q) {
   ReportSection section{.heading = "Encoder qualification"};
-  section.paragraphs.push_back(fmt::format(
-      "An encoder may judge images only if it ranks image sets of known quality in their order and sees more damage as more "
-      "distance. {} {}.", q.encoder, q.passed ? "is qualified" : "is NOT qualified: its distances below are marked"));
+  section.paragraphs.push_back(
+      fmt::format("An encoder may judge images only if it ranks image sets of known quality in their order and sees "
+                  "more damage as more "
+                  "distance. {} {}.",
+                  q.encoder, q.passed ? "is qualified" : "is NOT qualified: its distances below are marked"));
   for (const std::string& reason : q.reasons) section.paragraphs.push_back("Reason: " + reason + ".");
-  ReportTable ranking{.title = "Sets that must be in increasing order", .header = {"images", "N", q.encoder}, .rows = {}};
+  ReportTable ranking{
+      .title = "Sets that must be in increasing order", .header = {"images", "N", q.encoder}, .rows = {}};
   for (const RankedSet& r : q.ranking) ranking.rows.push_back({r.label, std::to_string(r.fd.n), format_value(r.fd)});
   section.tables.push_back(std::move(ranking));
   std::vector<io::Series> series;
   for (const DistortionCurve& curve : q.curves) {
-    ReportTable table{.title = fmt::format("{} ({})", curve.name, curve.unit), .header = {"level"}, .rows = {{"distance"}}};
+    ReportTable table{
+        .title = fmt::format("{} ({})", curve.name, curve.unit), .header = {"level"}, .rows = {{"distance"}}};
     io::Series line{curve.name, {}, {}};
     for (size_t i = 0; i < curve.fd.size(); ++i) {
       table.header.push_back(i == 0 ? std::string("none") : fmt::format("{:g}", curve.levels[i - 1]));
@@ -169,8 +192,9 @@ ReportSection qualification_section(const Qualification& q) {
     section.tables.push_back(std::move(table));
   }
   if (!series.empty())
-    section.plots.push_back(io::svg_lines(series, {.title = "Distance against damage", .x_label = "level of damage",
-                                                   .y_label = "distance", .log_y = true}));
+    section.plots.push_back(io::svg_lines(
+        series,
+        {.title = "Distance against damage", .x_label = "level of damage", .y_label = "distance", .log_y = true}));
   return section;
 }
 
@@ -188,7 +212,7 @@ ReportSection training_section(std::span<const fs::path> runs) {
     for (auto& [key, curve] : read_curves(run / "metrics.jsonl"))
       if (curve.x.size() > 1 || key.find('(') != std::string::npos) series.push_back(std::move(curve));
     if (series.empty()) {
-      section.paragraphs.push_back(fmt::format("{}: metrics.jsonl has no losses.", run.string()));
+      section.paragraphs.push_back(fmt::format("{}: too few lines in metrics.jsonl for a curve.", run.string()));
       continue;
     }
     section.plots.push_back(io::svg_lines(series, {.title = name, .x_label = "step", .y_label = "loss"}));

@@ -27,8 +27,11 @@ Json row_json(const ResultRow& row) {
   Json j = {{"label", row.label}, {"metrics", Json::object()}};
   for (const auto& [name, value] : row.metrics) j["metrics"][name] = value_json(value);
   if (row.latency.runs > 0)
-    j["seconds"] = {{"p50", row.latency.p50}, {"p95", row.latency.p95}, {"batch", row.latency.batch},
-                    {"runs", row.latency.runs}, {"warmup", row.latency.warmup}};
+    j["seconds"] = {{"p50", row.latency.p50},
+                    {"p95", row.latency.p95},
+                    {"batch", row.latency.batch},
+                    {"runs", row.latency.runs},
+                    {"warmup", row.latency.warmup}};
   if (row.steps > 0) j["steps"] = row.steps;
   if (row.nfe > 0) j["nfe"] = row.nfe;
   if (row.step_compression > 0) j["step_compression"] = row.step_compression;
@@ -50,7 +53,8 @@ T member(const Json& object, const char* key, const std::string& where) {
 }
 
 Value value_from(const Json& j, const std::string& where) {
-  Value v{.value = member<double>(j, "value", where), .ci95 = member<double>(j, "ci95", where),
+  Value v{.value = member<double>(j, "value", where),
+          .ci95 = member<double>(j, "ci95", where),
           .n = member<int64_t>(j, "n", where)};
   if (j.contains("floor")) v.floor = member<double>(j, "floor", where);
   if (j.contains("note")) v.note = member<std::string>(j, "note", where);
@@ -66,8 +70,10 @@ ResultRow row_from(const Json& j, const std::string& where) {
   if (j.contains("seconds")) {
     const std::string at = where + ".seconds";
     const Json& s = j["seconds"];
-    row.latency = {.p50 = member<double>(s, "p50", at), .p95 = member<double>(s, "p95", at),
-                   .batch = member<int64_t>(s, "batch", at), .runs = member<int64_t>(s, "runs", at),
+    row.latency = {.p50 = member<double>(s, "p50", at),
+                   .p95 = member<double>(s, "p95", at),
+                   .batch = member<int64_t>(s, "batch", at),
+                   .runs = member<int64_t>(s, "runs", at),
                    .warmup = member<int64_t>(s, "warmup", at)};
   }
   if (j.contains("steps")) row.steps = member<int64_t>(j, "steps", where);
@@ -101,14 +107,17 @@ Json to_json(const Results& results) {
 Results results_from_json(const Json& json, std::string_view where) {
   const std::string at(where);
   if (!json.is_object()) fail<DataError>("{}: expected an object, got {}", at, json.type_name());
-  Results results{.name = member<std::string>(json, "name", at), .protocol = member<std::string>(json, "protocol", at),
-                  .rows = {}, .provenance = {}};
+  Results results{.name = member<std::string>(json, "name", at),
+                  .protocol = member<std::string>(json, "protocol", at),
+                  .rows = {},
+                  .provenance = {}};
   const Json provenance = member<Json>(json, "provenance", at);
   for (const auto& [key, value] : provenance.items())
     results.provenance.emplace_back(key, value.is_string() ? value.get<std::string>() : value.dump());
   const Json encoders = json.value("encoders", Json::array());
   for (const Json& e : encoders)
-    results.encoders.push_back({member<std::string>(e, "name", at + ": encoders"), member<std::string>(e, "sha256", at + ": encoders")});
+    results.encoders.push_back(
+        {member<std::string>(e, "name", at + ": encoders"), member<std::string>(e, "sha256", at + ": encoders")});
   if (json.contains("qualification")) {
     try {
       results.qualification = qualification_from_json(json["qualification"]);
@@ -118,7 +127,8 @@ Results results_from_json(const Json& json, std::string_view where) {
   }
   const Json rows = member<Json>(json, "rows", at);
   if (!rows.is_array()) fail<DataError>("{}: key 'rows' is no list", at);
-  for (size_t i = 0; i < rows.size(); ++i) results.rows.push_back(row_from(rows[i], fmt::format("{}: rows[{}]", at, i)));
+  for (size_t i = 0; i < rows.size(); ++i)
+    results.rows.push_back(row_from(rows[i], fmt::format("{}: rows[{}]", at, i)));
   return results;
 }
 
@@ -126,7 +136,8 @@ void save_results(const std::filesystem::path& path, const Results& results) {
   for (const ResultRow& row : results.rows)
     for (const auto& [name, value] : row.metrics) {
       check_metric_name(name, results.encoders);
-      if (!std::isfinite(value.value)) fail<NumericError>("{}: {} of '{}' is {}", path.string(), name, row.label, value.value);
+      if (!std::isfinite(value.value))
+        fail<NumericError>("{}: {} of '{}' is {}", path.string(), name, row.label, value.value);
     }
   write_json(path, to_json(results));
 }

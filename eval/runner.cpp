@@ -38,11 +38,14 @@ Judges load_judges(const EvalConfig& c, const Dataset& test, const ImageSet& ref
   if (!c.judge.empty()) {
     j.judge = load_image_encoder(c.judge, c.judge_name, device);
     j.context.judge = j.judge.get();
-    j.context.reference_features = batched_features([&](const Tensor& x) { return j.judge->features(x); }, reference.images);
+    j.context.reference_features =
+        batched_features([&](const Tensor& x) { return j.judge->features(x); }, reference.images);
     FeatureStatistics statistics;
     statistics.add(j.context.reference_features);
     statistics.save(output_folder(c) / "reference_statistics.safetensors",
-                    {{"encoder", c.judge_name}, {"encoder_sha256", j.judge->identity().sha256}, {"data_sha256", test.fingerprint()}});
+                    {{"encoder", c.judge_name},
+                     {"encoder_sha256", j.judge->identity().sha256},
+                     {"data_sha256", test.fingerprint()}});
     j.reference = std::make_unique<FrechetReference>(statistics);
     j.context.reference = j.reference.get();
   }
@@ -58,17 +61,20 @@ Qualification run_qualification(ImageSets& sets, const ImageEncoder& judge, int6
                             .reconstructions = sets.get("reconstructions").images,
                             .gaussian = sets.get("gaussian").images,
                             .independent = sets.get("independent_tokens").images};
-  return qualify(metric_name("FD", judge.identity()), [&](const Tensor& x) { return judge.features(x); }, q,
-                 static_cast<uint64_t>(seed));
+  return qualify(
+      metric_name("FD", judge.identity()), [&](const Tensor& x) { return judge.features(x); }, q,
+      static_cast<uint64_t>(seed));
 }
 
 // Of an earlier run, accepted only for the same weights.
 Qualification earlier_qualification(const EvalConfig& c, const EncoderIdentity& judge) {
   const Results results = load_results(c.qualified_by);
   const std::string name = metric_name("FD", judge);
-  if (!results.qualification) fail<ConfigError>("qualified_by: {} has no qualification; run that evaluation with qualify: true", c.qualified_by);
+  if (!results.qualification)
+    fail<ConfigError>("qualified_by: {} has no qualification; run that evaluation with qualify: true", c.qualified_by);
   if (results.qualification->encoder != name)
-    fail<ConfigError>("qualified_by: {} qualified {}, this evaluation uses {}", c.qualified_by, results.qualification->encoder, name);
+    fail<ConfigError>("qualified_by: {} qualified {}, this evaluation uses {}", c.qualified_by,
+                      results.qualification->encoder, name);
   return *results.qualification;
 }
 
@@ -102,7 +108,8 @@ Facts provenance_of(EvalConfig& c, const Dataset& test, const Judges& j) {
 ResultRow row_of(const ImageSet& set, const EvalConfig& c) {
   ResultRow row{.label = set.label, .metrics = {}};
   row.steps = set.steps, row.nfe = set.nfe, row.seeds = {c.seed};
-  if (set.tokens > 0 && set.steps > 0) row.step_compression = static_cast<double>(set.tokens) / static_cast<double>(set.steps);
+  if (set.tokens > 0 && set.steps > 0)
+    row.step_compression = static_cast<double>(set.tokens) / static_cast<double>(set.steps);
   return row;
 }
 
@@ -127,8 +134,11 @@ std::map<std::string, Value> measure(const ImageSet& set, bool distribution, con
   const int64_t N = set.images.size(0);
   for (int64_t i = 0; i < N; i += 250) {
     const int64_t end = std::min<int64_t>(i + 250, N);
-    EvalBatch batch{.images = set.images.slice(0, i, end), .captions = {set.captions.begin() + i, set.captions.begin() + end},
-                    .labels = set.labels.defined() ? set.labels.slice(0, i, end) : Tensor(), .features = {}, .logits = {}};
+    EvalBatch batch{.images = set.images.slice(0, i, end),
+                    .captions = {set.captions.begin() + i, set.captions.begin() + end},
+                    .labels = set.labels.defined() ? set.labels.slice(0, i, end) : Tensor(),
+                    .features = {},
+                    .logits = {}};
     if (context.judge) {
       Encoded encoded = context.judge->encode(batch.images);
       batch.features = encoded.features, batch.logits = encoded.logits;
@@ -143,9 +153,9 @@ std::map<std::string, Value> measure(const ImageSet& set, bool distribution, con
 void attach_floors(std::vector<ResultRow>& rows, const ResultRow& real) {
   for (ResultRow& row : rows)
     for (auto& [name, value] : row.metrics) {
-      const bool of_sets = name.starts_with("FD") || name.starts_with("KD") || name.starts_with("FID") || name.starts_with("KID") ||
-                           name.starts_with("precision") || name.starts_with("recall") || name.starts_with("density") ||
-                           name.starts_with("coverage");
+      const bool of_sets = name.starts_with("FD") || name.starts_with("KD") || name.starts_with("FID") ||
+                           name.starts_with("KID") || name.starts_with("precision") || name.starts_with("recall") ||
+                           name.starts_with("density") || name.starts_with("coverage");
       const auto it = real.metrics.find(name);
       if (of_sets && it != real.metrics.end() && it->second.n == value.n) value.floor = it->second.value;
     }
@@ -155,7 +165,8 @@ void mark_unqualified(std::vector<ResultRow>& rows, const EncoderIdentity& judge
   const std::string tag = fmt::format("[{}@{}", judge.name, judge.sha256.substr(0, 8));
   for (ResultRow& row : rows)
     for (auto& [name, value] : row.metrics)
-      if (name.find(tag) != std::string::npos && !name.starts_with("class_accuracy")) value.note = "encoder not qualified";
+      if (name.find(tag) != std::string::npos && !name.starts_with("class_accuracy"))
+        value.note = "encoder not qualified";
 }
 
 double percentile(std::vector<double> values, double p) {
@@ -181,7 +192,11 @@ Latency measure_latency(pipelines::Pipeline& pipeline, const std::vector<std::st
     progress.update(run + 1);
   }
   progress.finish();
-  return {.p50 = percentile(seconds, 0.5), .p95 = percentile(seconds, 0.95), .batch = l.batch_size, .runs = l.runs, .warmup = l.warmup};
+  return {.p50 = percentile(seconds, 0.5),
+          .p95 = percentile(seconds, 0.95),
+          .batch = l.batch_size,
+          .runs = l.runs,
+          .warmup = l.warmup};
 }
 
 Results run_evaluation(EvalConfig& c, at::Device device) {
@@ -201,26 +216,31 @@ Results run_evaluation(EvalConfig& c, at::Device device) {
 
   Results results;
   results.name = c.name;
-  if (c.qualify) results.qualification = run_qualification(sets, *judges.judge, c.seed);
-  else if (!c.qualified_by.empty() && judges.judge) results.qualification = earlier_qualification(c, judges.judge->identity());
-  if (c.qualify) log::info("encoder qualification\n{}", format_qualification(*results.qualification)), lap("qualification");
+  if (c.qualify)
+    results.qualification = run_qualification(sets, *judges.judge, c.seed);
+  else if (!c.qualified_by.empty() && judges.judge)
+    results.qualification = earlier_qualification(c, judges.judge->identity());
+  if (c.qualify)
+    log::info("encoder qualification\n{}", format_qualification(*results.qualification)), lap("qualification");
 
   for (const std::string& name : c.sets) {
     const ImageSet& set = sets.get(name);
     lap("making: " + set.label);
     ResultRow row = row_of(set, c);
     row.metrics = measure(set, follows_distribution(name, c), c.metrics, judges.context);
-    if (name == "samples" && c.latency.runs > 0 && !c.model.empty()) row.latency = measure_latency(sets.pipeline(), set.captions, c);
+    if (name == "samples" && c.latency.runs > 0 && !c.model.empty())
+      row.latency = measure_latency(sets.pipeline(), set.captions, c);
     results.rows.push_back(std::move(row));
     lap("measuring: " + set.label);
   }
   const auto real = std::find(c.sets.begin(), c.sets.end(), "real");
-  if (real != c.sets.end()) attach_floors(results.rows, ResultRow(results.rows[static_cast<size_t>(real - c.sets.begin())]));
+  if (real != c.sets.end())
+    attach_floors(results.rows, ResultRow(results.rows[static_cast<size_t>(real - c.sets.begin())]));
   if (judges.judge && !(results.qualification && results.qualification->passed))
     mark_unqualified(results.rows, judges.judge->identity());
 
-  results.protocol = fmt::format("{}; N = {} a set against {} disjoint real images; prompts: {}; seed {}", test->description(),
-                                 c.num_samples, c.reference_samples,
+  results.protocol = fmt::format("{}; N = {} a set against {} disjoint real images; prompts: {}; seed {}",
+                                 test->description(), c.num_samples, c.reference_samples,
                                  c.prompts_file.empty() ? "captions of the test split" : c.prompts_file, c.seed);
   if (judges.judge) results.encoders.push_back(judges.judge->identity());
   if (judges.clip) results.encoders.push_back(judges.clip->identity());
@@ -242,7 +262,8 @@ std::string results_table(const Results& results) {
     for (const std::string& name : names) {
       const auto it = row.metrics.find(name);
       out += it == row.metrics.end() ? " - |"
-                                     : fmt::format(" {}{} |", format_value(it->second), it->second.note.empty() ? "" : " (" + it->second.note + ")");
+                                     : fmt::format(" {}{} |", format_value(it->second),
+                                                   it->second.note.empty() ? "" : " (" + it->second.note + ")");
     }
     out += "\n";
   }

@@ -18,7 +18,8 @@ std::map<std::string, Value> measure(const ImageSet& set, bool distribution, con
 void attach_floors(std::vector<ResultRow>& rows, const ResultRow& real);
 // Marks every number of an encoder that has not shown that it can rank images.
 void mark_unqualified(std::vector<ResultRow>& rows, const EncoderIdentity& judge);
-Latency measure_latency(pipelines::Pipeline& pipeline, const std::vector<std::string>& prompts, const EvalConfig& config);
+Latency measure_latency(pipelines::Pipeline& pipeline, const std::vector<std::string>& prompts,
+                        const EvalConfig& config);
 // p in [0, 1], nearest rank on the sorted values.
 double percentile(std::vector<double> values, double p);
 

@@ -15,10 +15,11 @@ void FeatureStatistics::add(const Tensor& features) {
   const auto [B, D] = dims<2>(features);
   if (B == 0) return;
   const Tensor x = features.detach().to(at::kCPU, at::kDouble);  // [B, D]
-  const Tensor finite = at::isfinite(x).all(1);                   // [B]
+  const Tensor finite = at::isfinite(x).all(1);                  // [B]
   if (!finite.all().item<bool>())
-    fail<NumericError>("features: row {} of a batch (sample {} of the set) is not finite; the encoder or its input is broken",
-                       at::logical_not(finite).nonzero()[0].item<int64_t>(), count_);
+    fail<NumericError>(
+        "features: row {} of a batch (sample {} of the set) is not finite; the encoder or its input is broken",
+        at::logical_not(finite).nonzero()[0].item<int64_t>(), count_);
   FeatureStatistics batch;
   batch.count_ = B;
   batch.mean_ = x.mean(0);
@@ -72,7 +73,8 @@ Tensor FeatureStatistics::covariance() const {
   return scatter_ / static_cast<double>(count_ - 1);
 }
 
-void FeatureStatistics::save(const std::filesystem::path& path, const std::map<std::string, std::string>& metadata) const {
+void FeatureStatistics::save(const std::filesystem::path& path,
+                             const std::map<std::string, std::string>& metadata) const {
   if (count_ == 0) fail("{}: no samples were added, so there are no statistics to save", path.string());
   auto described = metadata;
   described["format"] = "fewstep-feature-statistics-1";
@@ -80,7 +82,8 @@ void FeatureStatistics::save(const std::filesystem::path& path, const std::map<s
                         described);
 }
 
-FeatureStatistics FeatureStatistics::load(const std::filesystem::path& path, std::map<std::string, std::string>* metadata) {
+FeatureStatistics FeatureStatistics::load(const std::filesystem::path& path,
+                                          std::map<std::string, std::string>* metadata) {
   const io::Safetensors file(path);
   for (const char* name : {"mean", "scatter", "count"})
     if (!file.contains(name))

@@ -27,7 +27,8 @@ class FeatureStatistics {
 
   // A safetensors file: mean, scatter, count; metadata says what the features are (encoder, weights, data).
   void save(const std::filesystem::path& path, const std::map<std::string, std::string>& metadata = {}) const;
-  static FeatureStatistics load(const std::filesystem::path& path, std::map<std::string, std::string>* metadata = nullptr);
+  static FeatureStatistics load(const std::filesystem::path& path,
+                                std::map<std::string, std::string>* metadata = nullptr);
 
  private:
   int64_t count_ = 0;

@@ -22,7 +22,8 @@ struct ExperimentArguments {
   bool save = false;
 };
 
-const std::map<std::string, experiment::Scale> kScales = {{"tiny", experiment::Scale::tiny}, {"full", experiment::Scale::full}};
+const std::map<std::string, experiment::Scale> kScales = {{"tiny", experiment::Scale::tiny},
+                                                          {"full", experiment::Scale::full}};
 
 void run(const ExperimentArguments& a) {
   const fs::path folder = fs::is_directory(a.folder) ? fs::path(a.folder) : fs::path(a.folder).parent_path();
@@ -52,10 +53,12 @@ void add_experiment_command(CLI::App& app) {
   command->add_option("--scale", a->scale, "full: also full-scale rows, where nothing is missing")
       ->transform(CLI::CheckedTransformer(kScales));
   command->add_flag("--save", a->save, "also write DIR/results.json, the file that is committed");
-  command->footer("Examples:\n"
-                  "  fewstep experiment experiments/quickstart\n"
-                  "  fewstep experiment experiments/quickstart --only tiny --save\n"
-                  "Finished jobs are skipped, interrupted trainings continue. What run.yaml may hold: fewstep config explain experiment");
+  command->footer(
+      "Examples:\n"
+      "  fewstep experiment experiments/quickstart\n"
+      "  fewstep experiment experiments/quickstart --only tiny --save\n"
+      "Finished jobs are skipped, interrupted trainings continue. What run.yaml may hold: fewstep config explain "
+      "experiment");
   command->callback([a] { run(*a); });
 }
 

@@ -77,10 +77,14 @@ std::vector<std::string> flow_items(const std::string& yaml) {
   int depth = 0;
   char quote = 0;
   for (char c : text) {
-    if (quote) quote = c == quote ? 0 : quote;
-    else if (c == '"' || c == '\'') quote = c;
-    else if (c == '[' || c == '{') ++depth;
-    else if (c == ']' || c == '}') --depth;
+    if (quote)
+      quote = c == quote ? 0 : quote;
+    else if (c == '"' || c == '\'')
+      quote = c;
+    else if (c == '[' || c == '{')
+      ++depth;
+    else if (c == ']' || c == '}')
+      --depth;
     if (c == ',' && depth == 0 && !quote) {
       items.emplace_back(trim(item));
       item.clear();
@@ -134,8 +138,8 @@ std::string substitute(const std::string& text, const std::function<std::string(
 }
 
 // The jobs of one row and seed. `before`: shared jobs that may be referred to as well.
-PlannedRun plan_run(const std::vector<JobConfig>& jobs, const PlannedRun* before, PlannedRun run, const std::string& label, const fs::path& out,
-                    const Point& point) {
+PlannedRun plan_run(const std::vector<JobConfig>& jobs, const PlannedRun* before, PlannedRun run,
+                    const std::string& label, const fs::path& out, const Point& point) {
   std::set<std::string> used;
   for (const JobConfig& job : jobs) {
     const auto value = [&](const std::string& name) -> std::string {
@@ -150,11 +154,16 @@ PlannedRun plan_run(const std::vector<JobConfig>& jobs, const PlannedRun* before
             if (name == "run:" + earlier.name) return earlier.folder.string();
             known.push_back("run:" + earlier.name);
           }
-      fail<ConfigError>("row '{}', job '{}': ${{{}}} is not known here; jobs are known after they are listed: {}", label, job.name, name,
-                        not_one_of(name, known));
+      fail<ConfigError>("row '{}', job '{}': ${{{}}} is not known here; jobs are known after they are listed: {}",
+                        label, job.name, name, not_one_of(name, known));
     };
     if (!used.insert(job.name).second) fail<ConfigError>("row '{}': two jobs are named '{}'", label, job.name);
-    PlannedJob planned{.name = job.name, .command = job.command, .target = substitute(job.target, value), .folder = {}, .overrides = {}, .args = {}};
+    PlannedJob planned{.name = job.name,
+                       .command = job.command,
+                       .target = substitute(job.target, value),
+                       .folder = {},
+                       .overrides = {},
+                       .args = {}};
     planned.folder = job.folder.empty() ? run.folder / folder_name(job.name) : fs::path(substitute(job.folder, value));
     for (const auto& [key, text] : job.set)  // a seed is a number, though YAML has to quote its placeholder
       planned.overrides.push_back(key + "=" + (text == "\"${seed}\"" ? value("seed") : substitute(text, value)));
@@ -168,10 +177,13 @@ PlannedRun plan_run(const std::vector<JobConfig>& jobs, const PlannedRun* before
 
 void check_matrix(const RowConfig& row, const config::Overrides& matrix) {
   for (const auto& [key, values] : matrix) {
-    const bool found = std::any_of(row.jobs.begin(), row.jobs.end(), [&, k = key](const JobConfig& j) { return k.starts_with(j.name + "."); });
+    const bool found = std::any_of(row.jobs.begin(), row.jobs.end(),
+                                   [&, k = key](const JobConfig& j) { return k.starts_with(j.name + "."); });
     std::vector<std::string> names;
     for (const JobConfig& job : row.jobs) names.push_back(job.name);
-    if (!found) fail<ConfigError>("matrix: '{}' must begin with a job of row '{}' ({}), as in <job>.<key>", key, row.label, fmt::join(names, ", "));
+    if (!found)
+      fail<ConfigError>("matrix: '{}' must begin with a job of row '{}' ({}), as in <job>.<key>", key, row.label,
+                        fmt::join(names, ", "));
   }
 }
 
@@ -181,8 +193,8 @@ void check_folders(const Plan& plan) {
   const auto check = [&](const PlannedRun& run, const std::string& label) {
     for (const PlannedJob& job : run.jobs)
       if (!used.insert(job.folder.lexically_normal()).second)
-        fail<ConfigError>("row '{}', job '{}': another job writes {} as well; put ${{row}} or ${{seed}} into 'folder'", label, job.name,
-                          job.folder.string());
+        fail<ConfigError>("row '{}', job '{}': another job writes {} as well; put ${{row}} or ${{seed}} into 'folder'",
+                          label, job.name, job.folder.string());
   };
   check(plan.shared, "shared");
   for (const PlannedRow& row : plan.rows)
@@ -201,10 +213,15 @@ Plan make_plan(const ExperimentConfig& c) {
     const std::vector<int64_t>& seeds = row.seeds.empty() ? c.seeds : row.seeds;
     for (const Point& point : cartesian(c.matrix)) {
       PlannedRow planned{.label = row.label, .scale = row.scale, .point = point, .runs = {}, .needs = row.needs};
-      for (const auto& [key, value] : point) planned.label += fmt::format(", {}={}", key.substr(key.rfind('.') + 1), value);
-      if (!labels.insert(folder_name(planned.label)).second) fail<ConfigError>("rows: two are labelled '{}'", planned.label);
+      for (const auto& [key, value] : point)
+        planned.label += fmt::format(", {}={}", key.substr(key.rfind('.') + 1), value);
+      if (!labels.insert(folder_name(planned.label)).second)
+        fail<ConfigError>("rows: two are labelled '{}'", planned.label);
       for (size_t s = 0; s < std::max<size_t>(1, seeds.size()); ++s) {
-        PlannedRun run{.seed = seeds.empty() ? 0 : seeds[s], .seeded = !seeds.empty(), .folder = plan.out / folder_name(planned.label), .jobs = {}};
+        PlannedRun run{.seed = seeds.empty() ? 0 : seeds[s],
+                       .seeded = !seeds.empty(),
+                       .folder = plan.out / folder_name(planned.label),
+                       .jobs = {}};
         if (run.seeded) run.folder /= fmt::format("seed-{}", run.seed);
         planned.runs.push_back(plan_run(row.jobs, &plan.shared, run, planned.label, plan.out, point));
       }

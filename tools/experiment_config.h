@@ -1,4 +1,5 @@
-// experiments/<name>/run.yaml: rows of a paper table, each a chain of jobs. Its root key `rows:` tells it from other files.
+// experiments/<name>/run.yaml: rows of a paper table, each a chain of jobs. Its root key `rows:` tells it from other
+// files.
 //
 //   rows:
 //     - label: without warm start
@@ -24,37 +25,37 @@ enum class Scale { tiny, full };
 
 struct JobConfig {
   std::string name;
-  std::string command = "train";   // train, eval, sample, or any other subcommand ("config check")
-  std::string target;              // config file, or model folder
-  std::string folder;              // empty: ${row}/<name>
-  config::Overrides set;           // key=value after the target
-  std::vector<std::string> args;   // further arguments as they are
+  std::string command = "train";  // train, eval, sample, or any other subcommand ("config check")
+  std::string target;             // config file, or model folder
+  std::string folder;             // empty: ${row}/<name>
+  config::Overrides set;          // key=value after the target
+  std::vector<std::string> args;  // further arguments as they are
 };
 // What a full-scale row needs, computed without weights.
 struct NeedsConfig {
-  std::string model_config;        // config.json of the trained network: parameters are counted on the meta device
+  std::string model_config;  // config.json of the trained network: parameters are counted on the meta device
   int64_t tokens_per_sample = 0, batch_size = 0, gpus = 1;
-  double bytes_per_parameter = 16;  // fp32 weights, gradients and two moments
-  std::vector<std::string> files;   // paths that must exist
+  double bytes_per_parameter = 16;   // fp32 weights, gradients and two moments
+  std::vector<std::string> files;    // paths that must exist
   std::vector<std::string> missing;  // what fewstep itself cannot do yet, in words
 };
 struct RowConfig {
   std::string label;
   Scale scale = Scale::tiny;
   std::vector<JobConfig> jobs;
-  std::vector<int64_t> seeds;      // empty: the experiment's
+  std::vector<int64_t> seeds;  // empty: the experiment's
   NeedsConfig needs;
 };
 struct ExperimentConfig {
   std::string name, question;
-  std::string out;                 // empty: runs/experiments/<name>
-  std::vector<JobConfig> shared;   // run once, before all rows
+  std::string out;                // empty: runs/experiments/<name>
+  std::vector<JobConfig> shared;  // run once, before all rows
   std::vector<RowConfig> rows;
   config::Overrides matrix;
-  std::vector<int64_t> seeds;      // empty: one run a row, with the seeds of its configs
+  std::vector<int64_t> seeds;        // empty: one run a row, with the seeds of its configs
   std::string measured = "samples";  // label of the row in the eval jobs' results.json
   std::vector<std::string> columns;  // metric names or their beginnings, in this order; empty: all
-  std::string report;              // job whose report.html is copied to <out>/report.html
+  std::string report;                // job whose report.html is copied to <out>/report.html
 };
 void describe(config::Visitor& v, JobConfig& c);
 void describe(config::Visitor& v, NeedsConfig& c);
@@ -81,15 +82,15 @@ struct PlannedJob {
 };
 struct PlannedRun {
   int64_t seed = 0;
-  bool seeded = false;             // `seeds` was given: jobs get seed=...
+  bool seeded = false;  // `seeds` was given: jobs get seed=...
   std::filesystem::path folder;
   std::vector<PlannedJob> jobs;
 };
 struct PlannedRow {
-  std::string label;               // with the matrix values
+  std::string label;  // with the matrix values
   Scale scale = Scale::tiny;
   std::vector<std::pair<std::string, std::string>> point;  // matrix key -> value
-  std::vector<PlannedRun> runs;    // one a seed
+  std::vector<PlannedRun> runs;                            // one a seed
   NeedsConfig needs;
 };
 struct Plan {

@@ -33,12 +33,13 @@ namespace {
 
 constexpr int kInterrupted = 130;
 
-// What a job does, as text: equal text, equal result. Trainings and evaluations by their resolved config, so that a changed
-// base file counts and a comment does not. `before`: of the job ahead in the chain.
+// What a job does, as text: equal text, equal result. Trainings and evaluations by their resolved config, so that a
+// changed base file counts and a comment does not. `before`: of the job ahead in the chain.
 std::string fingerprint(const PlannedJob& job, const PlannedRun& run, const std::string& before) {
   std::string text = before + "\n" + job.command + "\n" + job.target + "\n" + job.folder.string();
   std::vector<std::string> overrides = job.overrides;
-  if (run.seeded && (job.command == "train" || job.command == "eval")) overrides.push_back(fmt::format("seed={}", run.seed));
+  if (run.seeded && (job.command == "train" || job.command == "eval"))
+    overrides.push_back(fmt::format("seed={}", run.seed));
   if (job.command == "train") {
     auto c = config::load<RunConfig>(job.target, overrides);
     text += config::to_yaml(c);
@@ -104,7 +105,8 @@ struct ChainResult {
   double seconds = 0;
 };
 
-ChainResult run_chain(const PlannedRun& run, const std::string& label, const std::string& before, const fs::path& program) {
+ChainResult run_chain(const PlannedRun& run, const std::string& label, const std::string& before,
+                      const fs::path& program) {
   ChainResult result{.fingerprint = before};
   Record record(run.folder);
   for (const PlannedJob& job : run.jobs) {
@@ -116,7 +118,8 @@ ChainResult run_chain(const PlannedRun& run, const std::string& label, const std
       result.seconds += record.seconds(job.name);
       continue;
     }
-    if (record.known(job.name) && !record.same(job.name, result.fingerprint) && fs::exists(job.folder)) move_aside(job.folder);
+    if (record.known(job.name) && !record.same(job.name, result.fingerprint) && fs::exists(job.folder))
+      move_aside(job.folder);
     const std::vector<std::string> arguments = job_arguments(job, run);
     log::info("{} / {}: fewstep {}", label, job.name, fmt::format("{}", fmt::join(arguments, " ")));
     record.start(job.name, result.fingerprint, arguments);
@@ -125,7 +128,8 @@ ChainResult run_chain(const PlannedRun& run, const std::string& label, const std
     record.finish(job.name, code, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     result.seconds += record.seconds(job.name);
     if (code == kInterrupted || signals::stop_requested())
-      throw Interrupted(fmt::format("experiment stopped in {} / {}; the same command continues there", label, job.name));
+      throw Interrupted(
+          fmt::format("experiment stopped in {} / {}; the same command continues there", label, job.name));
     if (code != 0) {
       result.ok = false;
       result.detail = fmt::format("job '{}' ended with exit code {}", job.name, code);
@@ -150,7 +154,8 @@ std::optional<eval::ResultRow> measured_row(const PlannedRun& run, const std::st
   return std::nullopt;
 }
 
-RowOutcome run_row(const ExperimentConfig& c, const PlannedRow& row, const std::string& shared, const RunOptions& options) {
+RowOutcome run_row(const ExperimentConfig& c, const PlannedRow& row, const std::string& shared,
+                   const RunOptions& options) {
   RowOutcome outcome{.label = row.label, .scale = row.scale, .point = row.point};
   outcome.status = Status::done;
   std::vector<eval::ResultRow> measured;
@@ -272,9 +277,11 @@ eval::ResultRow mean_over_seeds(const std::string& label, const std::vector<eval
     mean.metrics[name] = value;
   }
   if (mean.metrics.empty())
-    log::warn("{}: the seeds share no metric name (encoders with different weights?); judge all seeds with one encoder", label);
+    log::warn("{}: the seeds share no metric name (encoders with different weights?); judge all seeds with one encoder",
+              label);
   mean.latency.p50 = mean.latency.p95 = 0;
-  for (const eval::ResultRow& run : runs) mean.latency.p50 += run.latency.p50 / n, mean.latency.p95 += run.latency.p95 / n;
+  for (const eval::ResultRow& run : runs)
+    mean.latency.p50 += run.latency.p50 / n, mean.latency.p95 += run.latency.p95 / n;
   return mean;
 }
 
@@ -292,8 +299,9 @@ std::pair<std::string, bool> describe_needs(const NeedsConfig& needs) {
                         human_bytes(static_cast<uint64_t>(parameters * needs.bytes_per_parameter)));
     // 6 FLOP a parameter and token: 2 forward, 4 backward (Kaplan et al. 2020).
     const double flop = 6 * parameters * static_cast<double>(needs.tokens_per_sample * needs.batch_size);
-    if (flop > 0) text += fmt::format("; {} TFLOP a step, {} on each of {} devices", eval::format_number(flop * 1e-12),
-                                      eval::format_number(flop * 1e-12 / static_cast<double>(needs.gpus)), needs.gpus);
+    if (flop > 0)
+      text += fmt::format("; {} TFLOP a step, {} on each of {} devices", eval::format_number(flop * 1e-12),
+                          eval::format_number(flop * 1e-12 / static_cast<double>(needs.gpus)), needs.gpus);
   }
   if (!missing.empty()) text += fmt::format("{}missing: {}", text.empty() ? "" : "; ", fmt::join(missing, ", "));
   return {text, missing.empty()};
@@ -321,7 +329,8 @@ Outcome run_experiment(const ExperimentConfig& c, const RunOptions& options) {
       one.detail = text;
       one.status = complete && !row.runs[0].jobs.empty() ? Status::waiting : Status::not_runnable;
     }
-    if (chosen(row, options) && (row.scale == Scale::tiny || (options.scale == Scale::full && one.status == Status::waiting)))
+    if (chosen(row, options) &&
+        (row.scale == Scale::tiny || (options.scale == Scale::full && one.status == Status::waiting)))
       one = run_row(c, row, shared.fingerprint, options);
     else if (row.scale == Scale::tiny)
       one = earlier_outcome(c, row);
@@ -329,7 +338,8 @@ Outcome run_experiment(const ExperimentConfig& c, const RunOptions& options) {
       for (const PlannedJob& job : run.jobs)
         if (fs::exists(job.folder / "report.html") && job.command == "eval") {
           outcome.reports.push_back(job.folder / "report.html");
-          if (job.name == c.report && one.status == Status::done && (job.folder / "report.html") != plan.out / "report.html")
+          if (job.name == c.report && one.status == Status::done &&
+              (job.folder / "report.html") != plan.out / "report.html")
             write_text_atomic(plan.out / "report.html", read_text(job.folder / "report.html"));
         }
     outcome.rows.push_back(std::move(one));

@@ -23,18 +23,19 @@ struct RowOutcome {
   Scale scale = Scale::tiny;
   std::vector<std::pair<std::string, std::string>> point;
   Status status = Status::waiting;
-  std::string detail = {};        // failed job and exit code; what a full row needs and what is missing
-  eval::ResultRow result = {};    // mean over seeds; interval by Student's t
-  double seconds = 0;             // of all its jobs
+  std::string detail = {};      // failed job and exit code; what a full row needs and what is missing
+  eval::ResultRow result = {};  // mean over seeds; interval by Student's t
+  double seconds = 0;           // of all its jobs
 };
 struct Outcome {
   std::vector<RowOutcome> rows;
   std::vector<std::filesystem::path> reports;  // report.html files of eval jobs that were made
-  bool all_done() const;          // of the rows that were chosen and can run
+  bool all_done() const;                       // of the rows that were chosen and can run
 };
 
-// Skips finished jobs (same command and configs, exit code 0, folder there), resumes trainings, moves aside what an older
-// version of the job left. A failed row does not stop the others. Interrupted: the running job has saved its state.
+// Skips finished jobs (same command and configs, exit code 0, folder there), resumes trainings, moves aside what an
+// older version of the job left. A failed row does not stop the others. Interrupted: the running job has saved its
+// state.
 Outcome run_experiment(const ExperimentConfig& config, const RunOptions& options);
 
 // Mean over seeds by metric name. Interval: t_{n-1} s / sqrt(n) from two seeds on, else the run's own.

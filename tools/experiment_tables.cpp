@@ -76,8 +76,9 @@ Table make_table(const ExperimentConfig& c, const Outcome& outcome, const PaperC
   std::vector<bool> with_paper;
   for (const std::string& metric : metrics) {
     table.header.push_back(metric);
-    with_paper.push_back(std::any_of(outcome.rows.begin(), outcome.rows.end(),
-                                     [&](const RowOutcome& r) { return paper_number(paper, r.label, metric).has_value(); }));
+    with_paper.push_back(std::any_of(outcome.rows.begin(), outcome.rows.end(), [&](const RowOutcome& r) {
+      return paper_number(paper, r.label, metric).has_value();
+    }));
     if (with_paper.back()) table.header.push_back(metric.substr(0, metric.find('[')) + " (paper)");
   }
   table.header.insert(table.header.end(), {"steps", "NFE", "latency p50", "seeds", "time", "status"});
@@ -152,7 +153,8 @@ std::string heat_map(const ExperimentConfig& c, const Outcome& outcome) {
   const std::vector<std::string> metrics = metrics_shown(c, outcome);
   if (c.matrix.size() != 2 || metrics.empty()) return "";
   const std::vector<std::string> down = flow_items(c.matrix[0].second), across = flow_items(c.matrix[1].second);
-  std::vector<std::vector<double>> values(down.size(), std::vector<double>(across.size(), std::numeric_limits<double>::quiet_NaN()));
+  std::vector<std::vector<double>> values(down.size(),
+                                          std::vector<double>(across.size(), std::numeric_limits<double>::quiet_NaN()));
   const std::string& first_row = c.rows[0].label;  // one map a row label; the first is drawn
   for (const RowOutcome& row : outcome.rows) {
     if (!row.label.starts_with(first_row + ", ")) continue;
@@ -162,7 +164,8 @@ std::string heat_map(const ExperimentConfig& c, const Outcome& outcome) {
     const auto x = std::find(across.begin(), across.end(), row.point[1].second) - across.begin();
     values[static_cast<size_t>(y)][static_cast<size_t>(x)] = it->second.value;
   }
-  return io::svg_heatmap(down, across, values, {.title = metrics[0], .x_label = c.matrix[1].first, .y_label = c.matrix[0].first});
+  return io::svg_heatmap(down, across, values,
+                         {.title = metrics[0], .x_label = c.matrix[1].first, .y_label = c.matrix[0].first});
 }
 
 Json outcome_json(const ExperimentConfig& c, const Outcome& outcome) {
@@ -187,7 +190,8 @@ Json outcome_json(const ExperimentConfig& c, const Outcome& outcome) {
   return json;
 }
 
-void write_outcome(const std::filesystem::path& folder, const ExperimentConfig& c, const Outcome& outcome, const PaperConfig* paper) {
+void write_outcome(const std::filesystem::path& folder, const ExperimentConfig& c, const Outcome& outcome,
+                   const PaperConfig* paper) {
   make_directories(folder);
   const Table table = make_table(c, outcome, paper);
   write_json(folder / "results.json", outcome_json(c, outcome));

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "eval/accuracy.h"
+#include "eval/compare.h"
 #include "eval/distortions.h"
 #include "eval/html.h"
 #include "eval/qualification.h"
@@ -99,8 +100,11 @@ TEST(Results, SchemaOfTheFile) {
 TEST(Results, SaveAndLoadAreInverse) {
   const fs::path path = fs::temp_directory_path() / "fewstep_results_test.json";
   Results r = some_results();
-  r.qualification = Qualification{.encoder = "FD[judge@1a2b3c4d]", .ranking = {{"a", {.value = 1, .n = 3}}},
-                                  .curves = {{"blur", "px", {1, 2}, {0, 1, 2}}}, .passed = true, .reasons = {}};
+  r.qualification = Qualification{.encoder = "FD[judge@1a2b3c4d]",
+                                  .ranking = {{"a", {.value = 1, .n = 3}}},
+                                  .curves = {{"blur", "px", {1, 2}, {0, 1, 2}}},
+                                  .passed = true,
+                                  .reasons = {}};
   save_results(path, r);
   EXPECT_EQ(to_json(load_results(path)).dump(), to_json(r).dump());
   fs::remove(path);
@@ -116,7 +120,8 @@ TEST(Results, RefusesDishonestNamesNanAndBrokenFiles) {
   EXPECT_THROW(save_results(path, r), NumericError);
   Json broken = to_json(some_results());
   broken["rows"][0]["metrics"]["attribute_accuracy"]["n"] = "many";
-  EXPECT_THAT(message_of<DataError>([&] { results_from_json(broken, "x.json"); }), HasSubstr("rows[0].metrics.attribute_accuracy: key 'n'"));
+  EXPECT_THAT(message_of<DataError>([&] { results_from_json(broken, "x.json"); }),
+              HasSubstr("rows[0].metrics.attribute_accuracy: key 'n'"));
 }
 
 TEST(Results, NumbersHaveTheDigitsTheIntervalSupports) {
@@ -143,8 +148,9 @@ TEST(Qualification, PassesInOrder) {
 
 TEST(Qualification, NamesWhatIsOutOfOrder) {
   Qualification q = known_order();
-  std::swap(q.ranking[1].fd, q.ranking[2].fd);  // a classifier blind to texture: the Gaussian before the reconstructions
-  q.curves[0].fd[3] = q.curves[0].fd[2];        // equal is not rising
+  std::swap(q.ranking[1].fd,
+            q.ranking[2].fd);             // a classifier blind to texture: the Gaussian before the reconstructions
+  q.curves[0].fd[3] = q.curves[0].fd[2];  // equal is not rising
   judge(q);
   EXPECT_FALSE(q.passed);
   ASSERT_EQ(q.reasons.size(), 2u);
@@ -162,8 +168,11 @@ Tensor smooth_images(int64_t n, uint64_t seed) {
 
 TEST(Qualification, AnEncoderThatSeesPixelsPassesAndABlindOneFails) {
   const Tensor reference = smooth_images(400, 1), real = smooth_images(200, 2);
-  QualificationSets sets{.reference = reference, .real = real, .reconstructions = gaussian_blur(real, 0.6),
-                         .gaussian = add_noise(real, 25, 3), .independent = add_noise(real, 90, 4)};
+  QualificationSets sets{.reference = reference,
+                         .real = real,
+                         .reconstructions = gaussian_blur(real, 0.6),
+                         .gaussian = add_noise(real, 25, 3),
+                         .independent = add_noise(real, 90, 4)};
   const auto pixels = [](const Tensor& x) {  // local contrasts: differences between neighbours
     const Tensor f = x.to(at::kFloat);
     return at::cat({(f.slice(3, 1) - f.slice(3, 0, -1)).abs().mean({1, 2}), f.mean({1, 2})}, 1);
@@ -173,7 +182,9 @@ TEST(Qualification, AnEncoderThatSeesPixelsPassesAndABlindOneFails) {
   EXPECT_LT(good.ranking[2].fd.value, good.ranking[3].fd.value) << format_qualification(good);
   ASSERT_EQ(good.curves.size(), 3u);
   for (const auto& curve : good.curves) EXPECT_EQ(curve.fd.size(), 6u) << curve.name;
-  const auto blind = [](const Tensor& x) { return x.to(at::kFloat).mean({1, 2, 3}).unsqueeze(1).expand({-1, 2}) * at::tensor({1.f, 0.f}); };
+  const auto blind = [](const Tensor& x) {
+    return x.to(at::kFloat).mean({1, 2, 3}).unsqueeze(1).expand({-1, 2}) * at::tensor({1.f, 0.f});
+  };
   const Qualification bad = qualify("FD[blind]", blind, sets, 0);
   EXPECT_FALSE(bad.passed);
   sets.gaussian = sets.gaussian.slice(0, 0, 100);
@@ -198,11 +209,14 @@ TEST(Distortions, GrowWithTheirLevelAndKeepTheShape) {
 }
 
 TEST(Distortions, ClassGaussianKeepsMeanAndCovariance) {
-  const Tensor dark = smooth_images(300, 1).slice(2, 0, 6).slice(3, 0, 6) / 2, bright = smooth_images(300, 2).slice(2, 0, 6).slice(3, 0, 6);
-  const Tensor x = at::cat({dark.to(at::kByte), bright.to(at::kByte)}), labels = at::cat({at::zeros({300}, at::kLong), at::ones({300}, at::kLong)});
+  const Tensor dark = smooth_images(300, 1).slice(2, 0, 6).slice(3, 0, 6) / 2,
+               bright = smooth_images(300, 2).slice(2, 0, 6).slice(3, 0, 6);
+  const Tensor x = at::cat({dark.to(at::kByte), bright.to(at::kByte)}),
+               labels = at::cat({at::zeros({300}, at::kLong), at::ones({300}, at::kLong)});
   const ClassGaussian gaussian(x, labels);
   const Tensor wanted = at::ones({4000}, at::kLong);
-  const Tensor drawn = gaussian.sample(wanted, 7).flatten(1).to(at::kDouble), given = x.slice(0, 300).flatten(1).to(at::kDouble);
+  const Tensor drawn = gaussian.sample(wanted, 7).flatten(1).to(at::kDouble),
+               given = x.slice(0, 300).flatten(1).to(at::kDouble);
   EXPECT_LT((drawn.mean(0) - given.mean(0)).abs().max().item<double>(), 5);
   const Tensor a = at::cov(drawn.t()), b = at::cov(given.t());
   EXPECT_LT((a - b).norm().item<double>() / b.norm().item<double>(), 0.1);
@@ -312,18 +326,40 @@ TEST(Encoder, PreparesChannelsAndSizeForEveryImageAlike) {
   EXPECT_THROW(prepare_images(grey.to(at::kFloat), 1, 28), Error);
 }
 
+TEST(Compare, FilesOfAFolder) {
+  const fs::path folder = fs::temp_directory_path() / "fewstep_compare_test";
+  fs::remove_all(folder);
+  fs::create_directories(folder / "sub");
+  for (const char* name : {"2.png", "10.PNG", ".hidden.png", "sub/a.jpg", "note.txt"})
+    write_text_atomic(folder / name, "x");
+  EXPECT_EQ(image_files(folder), (std::vector<fs::path>{folder / "10.PNG", folder / "2.png", folder / "sub/a.jpg"}));
+  write_text_atomic(folder / "metadata.jsonl", "{\"file_name\":\"2.png\"}\n");
+  EXPECT_EQ(image_files(folder), (std::vector<fs::path>{folder / "2.png"}));
+  const BrightnessJudge judge;
+  EXPECT_THAT(message_of<DataError>([&] { load_side(folder, judge); }), HasSubstr("2.png"));  // not a picture
+  FeatureStatistics s;
+  s.add(at::rand({5, 2}));
+  s.save(folder / "s.safetensors", {{"encoder_sha256", std::string(64, 'e')}});
+  EXPECT_THAT(message_of<ConfigError>([&] { load_side(folder / "s.safetensors", judge); }), HasSubstr("eeeeeeee"));
+  fs::remove_all(folder);
+}
+
 // --- config
 
 TEST(EvalConfig, ReadsAndReportsEveryMistake) {
-  auto c = config::parse<EvalConfig>("name: e\nmodel: runs/x\ndata: {kind: fashion_mnist}\nmetrics: [fd, prdc]\njudge: runs/j\n");
+  auto c = config::parse<EvalConfig>(
+      "name: e\nmodel: runs/x\ndata: {kind: fashion_mnist}\nmetrics: [fd, prdc]\njudge: runs/j\n");
   EXPECT_EQ(c.sets, (std::vector<std::string>{"real", "samples"}));
   auto again = config::parse<EvalConfig>(config::to_yaml(c));
   EXPECT_EQ(config::to_yaml(again), config::to_yaml(c));
   const std::string errors = message_of<ConfigError>([] {
-    config::parse<EvalConfig>("name: e\ndata: {kind: fashion_mnist}\nmetrics: [fdd]\nsets: [sample]\nimages: a\nmodel: b\nnum_samples: 1\n");
+    config::parse<EvalConfig>(
+        "name: e\ndata: {kind: fashion_mnist}\nmetrics: [fdd]\nsets: [sample]\nimages: a\nmodel: b\nnum_samples: 1\n");
   });
-  for (const char* part : {"did you mean 'fd'", "did you mean 'samples'", "not both", "num_samples"}) EXPECT_THAT(errors, HasSubstr(part));
-  EXPECT_THAT(message_of<ConfigError>([] { config::parse<EvalConfig>("name: e\nmetrics: [fd]\n"); }), HasSubstr("data"));
+  for (const char* part : {"did you mean 'fd'", "did you mean 'samples'", "not both", "num_samples"})
+    EXPECT_THAT(errors, HasSubstr(part));
+  EXPECT_THAT(message_of<ConfigError>([] { config::parse<EvalConfig>("name: e\nmetrics: [fd]\n"); }),
+              HasSubstr("data"));
 }
 
 // --- report
@@ -347,7 +383,8 @@ TEST(Report, IsBalancedEscapedAndSelfContained) {
   const fs::path run = fs::temp_directory_path() / "fewstep_report_test_run";
   fs::create_directories(run);
   write_text_atomic(run / "metrics.jsonl",
-                    "{\"step\":1,\"group\":\"train\",\"loss\":3.0}\n{\"step\":2,\"group\":\"train\",\"loss\":2.0}\n{\"step\":2,\"group\":\"validation\",\"loss\":2.5}\n{\"ste");
+                    "{\"step\":1,\"group\":\"train\",\"loss\":3.0}\n{\"step\":2,\"group\":\"train\",\"loss\":2.0}\n{"
+                    "\"step\":2,\"group\":\"validation\",\"loss\":2.5}\n{\"ste");
   Report report;
   report.title = "a < b & \"c\"";
   report.subtitle = "<script>alert(1)</script>";
@@ -355,15 +392,19 @@ TEST(Report, IsBalancedEscapedAndSelfContained) {
   Qualification q = known_order();
   q.encoder = "FD[judge@1a2b3c4d]";
   judge(q);
-  report.sections = {results_section(some_results()), latency_section(some_results().rows), qualification_section(q),
-                     training_section(std::vector<fs::path>{run, "nowhere"}), timing_section({{"train", 60}, {"eval", 30}}),
+  report.sections = {results_section(some_results()),
+                     latency_section(some_results().rows),
+                     qualification_section(q),
+                     training_section(std::vector<fs::path>{run, "nowhere"}),
+                     timing_section({{"train", 60}, {"eval", 30}}),
                      {.heading = "Pictures", .figures = {grid_figure(smooth_images(6, 1), 3, "six <pictures>")}}};
   report.provenance = {{"commit", "abc<>"}};
   const std::string html = render(report);
   EXPECT_EQ(check_balanced(html), "");
   EXPECT_THAT(html, HasSubstr("&lt;script&gt;"));
   EXPECT_EQ(html.find("<script"), std::string::npos);
-  for (const char* outside : {"src=\"http", "href=\"http", "url(http", "@import"}) EXPECT_EQ(html.find(outside), std::string::npos) << outside;
+  for (const char* outside : {"src=\"http", "href=\"http", "url(http", "@import"})
+    EXPECT_EQ(html.find(outside), std::string::npos) << outside;
   EXPECT_THAT(html, HasSubstr("data:image/png;base64,iVBOR"));
   EXPECT_THAT(html, HasSubstr("<svg"));
   EXPECT_THAT(html, HasSubstr("real against real at equal N: FD 0.500"));

@@ -55,7 +55,8 @@ TEST(Statistics, StreamingEqualsBatchForAnySplit) {
 
 TEST(Statistics, MergeOrderDoesNotMatter) {
   const Tensor x = normal(500, 9, 2);
-  const auto a = statistics_of(x.slice(0, 0, 1)), b = statistics_of(x.slice(0, 1, 200)), c = statistics_of(x.slice(0, 200));
+  const auto a = statistics_of(x.slice(0, 0, 1)), b = statistics_of(x.slice(0, 1, 200)),
+             c = statistics_of(x.slice(0, 200));
   FeatureStatistics abc = a, cba = c, empty;
   abc.merge(b), abc.merge(c), abc.merge(empty);
   cba.merge(b), cba.merge(a);
@@ -124,17 +125,20 @@ TEST(Frechet, NotCommutingCovariances) {
   const double det = at::linalg_det(product).item<double>(), trace = product.trace().item<double>();
   const double expected = (s1.trace() + s2.trace()).item<double>() - 2 * std::sqrt(trace + 2 * std::sqrt(det));
   const Tensor zero = at::zeros({2}, at::kDouble);
-  EXPECT_NEAR(frechet_distance(statistics_of(exact_points(50, zero, root1, 1)), statistics_of(exact_points(60, zero, root2, 2))),
+  EXPECT_NEAR(frechet_distance(statistics_of(exact_points(50, zero, root1, 1)),
+                               statistics_of(exact_points(60, zero, root2, 2))),
               expected, 1e-10);
 }
 
 TEST(Frechet, RankDeficientMatchesTheNuclearNorm) {
-  // N < D: tr (S1^1/2 S2 S1^1/2)^1/2 is the nuclear norm of X1c X2c^T / sqrt((n1 - 1)(n2 - 1)), exact from the features.
+  // N < D: tr (S1^1/2 S2 S1^1/2)^1/2 is the nuclear norm of X1c X2c^T / sqrt((n1 - 1)(n2 - 1)), exact from the
+  // features.
   const Tensor a = normal(20, 64, 1).to(at::kDouble), b = (normal(30, 64, 2) * 1.3 + 0.2).to(at::kDouble);
   const Tensor ac = (a - a.mean(0)) / std::sqrt(19.0), bc = (b - b.mean(0)) / std::sqrt(29.0);
   const double nuclear = at::linalg_svdvals(at::mm(ac, bc.t())).sum().item<double>();
-  const double expected = (at::square(a.mean(0) - b.mean(0)).sum() + at::square(ac).sum() + at::square(bc).sum()).item<double>() -
-                          2 * nuclear;
+  const double expected =
+      (at::square(a.mean(0) - b.mean(0)).sum() + at::square(ac).sum() + at::square(bc).sum()).item<double>() -
+      2 * nuclear;
   FrechetDetails details;
   EXPECT_NEAR(frechet_distance(statistics_of(a), statistics_of(b), &details), expected, 1e-5);
   EXPECT_LT(details.clipped, 1e-10);
@@ -186,7 +190,8 @@ TEST(Prdc, EqualSetsAreFullyCovered) {
 }
 
 TEST(Prdc, HalfTheModesGiveHalfTheRecall) {
-  // Real: two far clusters of equal size. Samples: the first only. Precision 1, recall near 1/2, never the other way round.
+  // Real: two far clusters of equal size. Samples: the first only. Precision 1, recall near 1/2, never the other way
+  // round.
   const Tensor a = normal(200, 3, 1) * 0.1, b = normal(200, 3, 2) * 0.1 + 50;
   const Tensor samples = at::cat({a + 1e-4, a - 1e-4});
   const Prdc p = prdc(at::cat({a, b}), samples);

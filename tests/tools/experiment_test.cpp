@@ -1,5 +1,5 @@
-// The experiment runner: planning, substitution, skipping, failures, aggregation, tables. Jobs are real processes of this
-// program (`config check`) or of small shell scripts that stand in for it.
+// The experiment runner: planning, substitution, skipping, failures, aggregation, tables. Jobs are real processes of
+// this program (`config check`) or of small shell scripts that stand in for it.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -33,7 +33,8 @@ std::string config_error(F f) {
 class Experiment : public testing::Test {
  protected:
   void SetUp() override {
-    folder_ = fs::temp_directory_path() / fmt::format("fewstep_experiment_{}_{}", getpid(), testing::UnitTest::GetInstance()->current_test_info()->name());
+    folder_ = fs::temp_directory_path() / fmt::format("fewstep_experiment_{}_{}", getpid(),
+                                                      testing::UnitTest::GetInstance()->current_test_info()->name());
     fs::remove_all(folder_);
     fs::create_directories(folder_);
   }
@@ -65,7 +66,8 @@ rows:
   - label: with warm start
     jobs:
       - {name: first, command: probe, target: a.yaml}
-      - {name: second, command: probe, target: "${run:first}/model", set: {trainer: {init: "${run:tokens}", start: "${seed}"}}, args: ["--note", "${label}-${seed}"]}
+      - {name: second, command: probe, target: "${run:first}/model",
+         set: {trainer: {init: "${run:tokens}", start: "${seed}"}}, args: ["--note", "${label}-${seed}"]}
 matrix: {second.lr: [1e-3, 1e-4], second.mode: ['a, b', c]}
 seeds: [3, 5]
 )");
@@ -76,41 +78,51 @@ seeds: [3, 5]
   const PlannedRun& run = plan.rows[1].runs[1];
   EXPECT_EQ(run.folder, folder_ / "out" / "with-warm-start--lr-1e-3--mode-c" / "seed-5");
   EXPECT_EQ(run.jobs[1].target, (run.folder / "first/model").string());
-  EXPECT_THAT(run.jobs[1].overrides, ElementsAre("trainer.init=\"" + (folder_ / "out/shared/tokens").string() + "\"", "trainer.start=5", "lr=1e-3", "mode=c"));
+  EXPECT_THAT(run.jobs[1].overrides, ElementsAre("trainer.init=\"" + (folder_ / "out/shared/tokens").string() + "\"",
+                                                 "trainer.start=5", "lr=1e-3", "mode=c"));
   EXPECT_THAT(run.jobs[1].args, ElementsAre("--note", "with warm start, lr=1e-3, mode=c-5"));
   EXPECT_TRUE(run.jobs[0].overrides.empty());
 }
 
 TEST_F(Experiment, PlanningMistakesNameThePlaceAndTheKnownNames) {
   const auto plan = [&](const std::string& yaml) { return config_error([&] { make_plan(parse(yaml)); }); };
-  EXPECT_THAT(plan("rows: [{label: a, jobs: [{name: x, target: \"${run:y}\"}]}]"), HasSubstr("row 'a', job 'x': ${run:y} is not known"));
+  EXPECT_THAT(plan("rows: [{label: a, jobs: [{name: x, target: \"${run:y}\"}]}]"),
+              HasSubstr("row 'a', job 'x': ${run:y} is not known"));
   EXPECT_THAT(plan("rows: [{label: a, jobs: [{name: x}, {name: x}]}]"), HasSubstr("two jobs are named 'x'"));
   EXPECT_THAT(plan("rows: [{label: a b}, {label: a-b}]"), HasSubstr("two are labelled"));
-  EXPECT_THAT(plan("rows: [{label: a, jobs: [{name: x}]}]\nmatrix: {y.lr: [1]}"), HasSubstr("must begin with a job of row 'a' (x)"));
-  EXPECT_THAT(plan("rows: [{label: a, jobs: [{name: x, folder: same}]}]\nseeds: [1, 2]"), HasSubstr("another job writes same"));
+  EXPECT_THAT(plan("rows: [{label: a, jobs: [{name: x}]}]\nmatrix: {y.lr: [1]}"),
+              HasSubstr("must begin with a job of row 'a' (x)"));
+  EXPECT_THAT(plan("rows: [{label: a, jobs: [{name: x, folder: same}]}]\nseeds: [1, 2]"),
+              HasSubstr("another job writes same"));
   EXPECT_THAT(config_error([&] { parse("rows: [{label: a, job: []}]"); }), HasSubstr("did you mean 'jobs'"));
 }
 
 TEST_F(Experiment, FinishedJobsAreSkippedAndChangedOnesRunAgain) {
   const RunOptions options{.program = script("exit 0"), .only = {}};
-  const std::string yaml = "rows: [{label: a, jobs: [{name: x, command: probe, args: [one]}, {name: y, command: probe two words}]}]";
+  const std::string yaml =
+      "rows: [{label: a, jobs: [{name: x, command: probe, args: [one]}, {name: y, command: probe two words}]}]";
   EXPECT_TRUE(run_experiment(parse(yaml), options).all_done());
   EXPECT_THAT(calls(), ElementsAre("probe one", "probe two words"));
   run_experiment(parse(yaml), options);
   EXPECT_EQ(calls().size(), 2u);
   // The second job changes: only it runs again. The first changes: what follows in the chain runs again as well.
-  run_experiment(parse("rows: [{label: a, jobs: [{name: x, command: probe, args: [one]}, {name: y, command: probe three}]}]"), options);
+  run_experiment(
+      parse("rows: [{label: a, jobs: [{name: x, command: probe, args: [one]}, {name: y, command: probe three}]}]"),
+      options);
   EXPECT_EQ(calls().size(), 3u);
   fs::create_directories(folder_ / "out/a/x");
-  run_experiment(parse("rows: [{label: a, jobs: [{name: x, command: probe, args: [new]}, {name: y, command: probe three}]}]"), options);
+  run_experiment(
+      parse("rows: [{label: a, jobs: [{name: x, command: probe, args: [new]}, {name: y, command: probe three}]}]"),
+      options);
   EXPECT_THAT(calls(), testing::SizeIs(5));
   EXPECT_TRUE(fs::exists(folder_ / "out/a/x.old-1"));  // results of the older job are kept apart
 }
 
 TEST_F(Experiment, AFailedRowDoesNotStopTheOthersAndRunsAgain) {
   const RunOptions options{.program = script("[ \"$2\" = bad ] && exit 4\nexit 0"), .only = {}};
-  const std::string yaml = "rows: [{label: a, jobs: [{name: x, command: probe, args: [bad]}, {name: after, command: probe}]}, "
-                           "{label: b, jobs: [{name: x, command: probe, args: [good]}]}]";
+  const std::string yaml =
+      "rows: [{label: a, jobs: [{name: x, command: probe, args: [bad]}, {name: after, command: probe}]}, "
+      "{label: b, jobs: [{name: x, command: probe, args: [good]}]}]";
   const Outcome outcome = run_experiment(parse(yaml), options);
   EXPECT_FALSE(outcome.all_done());
   EXPECT_EQ(outcome.rows[0].status, Status::failed);
@@ -123,13 +135,18 @@ TEST_F(Experiment, AFailedRowDoesNotStopTheOthersAndRunsAgain) {
 
 TEST_F(Experiment, InterruptedJobStopsEverything) {
   const RunOptions options{.program = script("exit 130"), .only = {}};
-  EXPECT_THROW(run_experiment(parse("rows: [{label: a, jobs: [{name: x, command: probe}]}, {label: b, jobs: [{name: x, command: probe}]}]"), options), Interrupted);
+  EXPECT_THROW(
+      run_experiment(
+          parse("rows: [{label: a, jobs: [{name: x, command: probe}]}, {label: b, jobs: [{name: x, command: probe}]}]"),
+          options),
+      Interrupted);
   EXPECT_EQ(calls().size(), 1u);
 }
 
 TEST_F(Experiment, OnlyRunsOneRowAndKeepsTheOthersResults) {
   RunOptions options{.program = script("exit 0"), .only = "b"};
-  const std::string yaml = "rows: [{label: a, jobs: [{name: x, command: probe a}]}, {label: b, jobs: [{name: x, command: probe b}]}]";
+  const std::string yaml =
+      "rows: [{label: a, jobs: [{name: x, command: probe a}]}, {label: b, jobs: [{name: x, command: probe b}]}]";
   EXPECT_EQ(run_experiment(parse(yaml), options).rows[0].status, Status::waiting);
   EXPECT_THAT(calls(), ElementsAre("probe b"));
   options.only = "a";
@@ -149,9 +166,10 @@ TEST_F(Experiment, JobsOfThisProgram) {
   const fs::path good = folder_ / "good.yaml", bad = folder_ / "bad.yaml";
   write_text_atomic(good, "name: inner\nrows: [{label: only}]\n");
   write_text_atomic(bad, "name: inner\nrows: [{label: only, colour: red}]\n");
-  const auto c = parse(fmt::format("rows: [{{label: good, jobs: [{{name: check, command: config check, target: {}}}]}}, "
-                                   "{{label: bad, jobs: [{{name: check, command: config check, target: {}}}]}}]",
-                                   good.string(), bad.string()));
+  const auto c =
+      parse(fmt::format("rows: [{{label: good, jobs: [{{name: check, command: config check, target: {}}}]}}, "
+                        "{{label: bad, jobs: [{{name: check, command: config check, target: {}}}]}}]",
+                        good.string(), bad.string()));
   const Outcome outcome = run_experiment(c, {.program = FEWSTEP_BINARY, .only = {}});
   EXPECT_EQ(outcome.rows[0].status, Status::done) << outcome.rows[0].detail;
   EXPECT_EQ(outcome.rows[1].status, Status::failed);
@@ -179,11 +197,17 @@ TEST_F(Experiment, MeanAndIntervalOverSeeds) {
 }
 
 TEST_F(Experiment, FullRowsSayWhatTheyNeed) {
-  write_text_atomic(folder_ / "config.json",
-                    R"({"architectures":["LlamaForCausalLM"],"vocab_size":1000,"hidden_size":64,"intermediate_size":128,"num_hidden_layers":2,)"
-                    R"("num_attention_heads":4,"max_position_embeddings":128})");
-  NeedsConfig needs{.model_config = (folder_ / "config.json").string(), .tokens_per_sample = 100, .batch_size = 10, .gpus = 2,
-                    .files = {"/nowhere/coco"}, .missing = {"Chameleon loader"}};
+  write_text_atomic(
+      folder_ / "config.json",
+      R"({"architectures":["LlamaForCausalLM"],"vocab_size":1000,"hidden_size":64,"intermediate_size":128,)"
+                    R"("num_hidden_layers":2,)"
+      R"("num_attention_heads":4,"max_position_embeddings":128})");
+  NeedsConfig needs{.model_config = (folder_ / "config.json").string(),
+                    .tokens_per_sample = 100,
+                    .batch_size = 10,
+                    .gpus = 2,
+                    .files = {"/nowhere/coco"},
+                    .missing = {"Chameleon loader"}};
   const auto [text, complete] = describe_needs(needs);
   EXPECT_FALSE(complete);
   // embeddings and head 2 x 64,000; a block 4 x 64^2 + 3 x 64 x 128 + 2 x 64; the last norm 64
@@ -191,7 +215,9 @@ TEST_F(Experiment, FullRowsSayWhatTheyNeed) {
   EXPECT_THAT(text, HasSubstr(human_count(static_cast<double>(parameters)) + " parameters"));
   EXPECT_THAT(text, HasSubstr(human_bytes(static_cast<uint64_t>(parameters * 16))));
   EXPECT_THAT(text, HasSubstr("missing: Chameleon loader, /nowhere/coco"));
-  const auto c = parse("rows: [{label: big, scale: full, needs: {missing: [weights]}}, {label: small, jobs: [{name: x, command: probe}]}]");
+  const auto c = parse(
+      "rows: [{label: big, scale: full, needs: {missing: [weights]}}, {label: small, jobs: [{name: x, command: "
+      "probe}]}]");
   const Outcome outcome = run_experiment(c, {.program = script("exit 0"), .only = {}, .scale = Scale::full});
   EXPECT_EQ(outcome.rows[0].status, Status::not_runnable);
   EXPECT_EQ(outcome.rows[1].status, Status::done);
@@ -199,7 +225,9 @@ TEST_F(Experiment, FullRowsSayWhatTheyNeed) {
 }
 
 TEST_F(Experiment, TablesStandBesideThePaper) {
-  auto c = parse("question: does it, 50 %?\nrows: [{label: a_b, jobs: [{name: t}]}]\nmatrix: {t.x: [1, 2], t.y: [p, q]}\ncolumns: [FD]");
+  auto c = parse(
+      "question: does it, 50 %?\nrows: [{label: a_b, jobs: [{name: t}]}]\nmatrix: {t.x: [1, 2], t.y: [p, q]}\ncolumns: "
+      "[FD]");
   Outcome outcome;
   for (const PlannedRow& row : make_plan(c).rows) {
     RowOutcome r{.label = row.label, .scale = row.scale, .point = row.point};
@@ -208,9 +236,11 @@ TEST_F(Experiment, TablesStandBesideThePaper) {
     r.result.metrics["other"] = {.value = 5, .n = 1};
     outcome.rows.push_back(r);
   }
-  const auto paper = config::parse<PaperConfig>("source: Table 2\nrows: [{label: 'a_b, x=1, y=q', metrics: {FD: 1.9}}]");
+  const auto paper =
+      config::parse<PaperConfig>("source: Table 2\nrows: [{label: 'a_b, x=1, y=q', metrics: {FD: 1.9}}]");
   write_outcome(folder_, c, outcome, &paper);
-  const std::string markdown = read_text(folder_ / "results.md"), csv = read_text(folder_ / "results.csv"), latex = read_text(folder_ / "results.tex");
+  const std::string markdown = read_text(folder_ / "results.md"), csv = read_text(folder_ / "results.csv"),
+                    latex = read_text(folder_ / "results.tex");
   EXPECT_THAT(markdown, HasSubstr("| row | FD[judge@1a2b3c4d] | FD (paper) | steps |"));
   EXPECT_THAT(markdown, HasSubstr("| a_b, x=1, y=q | 2.00 \u00b1 0.50 | 1.9 |"));
   EXPECT_THAT(markdown, HasSubstr("Paper: Table 2"));
