@@ -80,6 +80,43 @@ TEST(Statistics, SaveAndLoadKeepEveryBit) {
   std::filesystem::remove(path);
 }
 
+// Stands for a group of two: what the other rank sent is given, what this one sends is kept.
+struct TwoRanks : dist::World {
+  explicit TwoRanks(int rank) { rank_ = rank, size_ = 2; }
+  void all_reduce_sum(Tensor&) override { FAIL(); }
+  void all_reduce_max(Tensor& t) override { t.fill_(4); }  // D, known to one of the two at least
+  void broadcast(Tensor&, int) override { FAIL(); }
+  std::vector<Tensor> all_gather(const Tensor& t) override {
+    sent = t.clone();
+    const Tensor other = received.defined() ? received : at::zeros_like(t);
+    return rank_ == 0 ? std::vector<Tensor>{t, other} : std::vector<Tensor>{other, t};
+  }
+  void barrier() override {}
+  void announce_failure(std::string_view) override {}
+  Tensor sent, received;
+};
+
+TEST(Statistics, RanksEndWithTheSameBits) {
+  const Tensor x = normal(101, 4, 8);
+  FeatureStatistics first, second, without;
+  first.add(x.slice(0, 0, 60)), second.add(x.slice(0, 60));
+  TwoRanks zero(0), one(1), probe(1);
+  FeatureStatistics copy = second;
+  copy.reduce(probe);
+  zero.received = probe.sent;
+  first.reduce(zero);
+  one.received = zero.sent;
+  second.reduce(one);
+  EXPECT_EQ(first.count(), 101);
+  EXPECT_TRUE(at::equal(first.mean(), second.mean()));
+  EXPECT_TRUE(at::equal(first.covariance(), second.covariance()));
+  EXPECT_LT(max_difference(first.covariance(), statistics_of(x).covariance()), 1e-13);
+  TwoRanks idle(0);  // a rank that saw no sample takes part as well
+  idle.received = probe.sent;
+  without.reduce(idle);
+  EXPECT_EQ(without.count(), 41);
+}
+
 TEST(Statistics, NotFiniteIsAnErrorThatNamesTheRow) {
   Tensor x = normal(10, 4, 5);
   x[6][2] = std::numeric_limits<float>::quiet_NaN();
