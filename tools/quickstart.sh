@@ -4,14 +4,10 @@
 # Leaves runs/quickstart/report.html.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-start=$SECONDS
-tools/setup.sh
-setup_done=$SECONDS
 tools/build.sh
-build_done=$SECONDS
+start=$SECONDS
 # Without this, libgomp's spinning threads make tiny parallel regions very slow on busy cores.
 export OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0
 build/fewstep experiment experiments/quickstart "$@"
 cp runs/quickstart/eval/report.html runs/quickstart/report.html
-echo "quickstart.sh: set-up $((setup_done - start)) s, build $((build_done - setup_done)) s, training and evaluation $((SECONDS - build_done)) s"
-echo "quickstart.sh: open runs/quickstart/report.html"
+echo "quickstart.sh: trainings and evaluation $((SECONDS - start)) s; open runs/quickstart/report.html"

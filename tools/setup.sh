@@ -52,7 +52,9 @@ stamp=$site/.complete
 requirements=tools/requirements-libtorch.txt
 [ "$want_cuda" = 1 ] && requirements=tools/requirements-libtorch-cuda.txt
 key=$(sha256sum "$requirements" | cut -d' ' -f1)
-if ! grep -qs "$key" "$stamp"; then
+# The CUDA set holds the CPU set: without --cuda either will do.
+cuda_key=$(sha256sum tools/requirements-libtorch-cuda.txt | cut -d' ' -f1)
+if ! grep -qs -e "$key" -e "$cuda_key" "$stamp"; then
   if [ "$check_only" = 1 ]; then echo "setup.sh: libtorch is missing or out of date in $site; run tools/setup.sh" >&2; exit 1; fi
   echo "setup.sh: installing libtorch into $site"
   mkdir -p .deps

@@ -128,12 +128,9 @@ class AutoregressiveTrainer : public Trainer {
 
  private:
   NamedTensors initialised() {
-    model_.to(device_);
     model_.to(dtype_of(config_.precision));
-    model_.initialise(context_.seed);
-    model_.requires_grad(true);
     model_.set_recompute(config_.recompute);
-    return model_.parameters();
+    return start_network(model_, context_);
   }
 
   Tensor encode_captions(const std::vector<std::string>& captions) const {

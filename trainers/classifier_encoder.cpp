@@ -32,7 +32,7 @@ class ClassifierEncoderTrainer : public Trainer {
   ClassifierEncoderTrainer(const ClassifierEncoderConfig& config, const TrainContext& context)
       : config_(config), context_(context), model_(complete(config.model, context)),
         pool_(context.train, config.partner_images, context.seed),
-        set_("encoder", initialised(context), config.optimizer, context.world, context.total_steps) {}
+        set_("encoder", start_network(model_, context), config.optimizer, context.world, context.total_steps) {}
 
   Metrics step(const Batch& batch, const StepContext& at) override {
     Metrics metrics;
@@ -77,13 +77,6 @@ class ClassifierEncoderTrainer : public Trainer {
   void load_state(const std::map<std::string, TensorMap>& files) override { set_.load_state(files); }
 
  private:
-  NamedTensors initialised(const TrainContext& context) {
-    model_.to(context.world.device());
-    model_.initialise(context.seed);
-    model_.requires_grad(true);
-    return model_.parameters();
-  }
-
   static Tensor flip_half(const Batch& batch, const StepContext& at) {
     const Tensor u = uniform_by_id(batch.ids, 1, at.seed, Stream::mix, at.step).view({-1, 1, 1, 1});
     return at::where(u.lt(0.5), batch.images, batch.images.flip({3}));

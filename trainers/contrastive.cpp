@@ -33,7 +33,7 @@ class ContrastiveTrainer : public Trainer {
   ContrastiveTrainer(const ContrastiveTrainerConfig& config, const TrainContext& context)
       : config_(config), context_(context), tokenizer_(train_tokenizer(context.train, config.text_vocab, context.seed)),
         model_(complete(config.model, context, tokenizer_)), pool_(context.train, config.partner_images, context.seed),
-        set_("clip", initialised(context), config.optimizer, context.world, context.total_steps) {}
+        set_("clip", start_network(model_, context), config.optimizer, context.world, context.total_steps) {}
 
   Metrics step(const Batch& batch, const StepContext& at) override {
     Metrics metrics;
@@ -84,13 +84,6 @@ class ContrastiveTrainer : public Trainer {
   void load_state(const std::map<std::string, TensorMap>& files) override { set_.load_state(files); }
 
  private:
-  NamedTensors initialised(const TrainContext& context) {
-    model_.to(context.world.device());
-    model_.initialise(context.seed);
-    model_.requires_grad(true);
-    return model_.parameters();
-  }
-
   Tensor text_ids(const Batch& batch) const {
     return pad_ids(encode_all(tokenizer_, batch.captions), config_.model.context_length, tokenizer_.pad_id())
         .to(context_.world.device());

@@ -13,6 +13,13 @@ NamedTensors broadcast(dist::World& world, const NamedTensors& parameters) {
 }
 }  // namespace
 
+NamedTensors start_network(nn::Module& module, const TrainContext& context, uint64_t offset) {
+  module.to(context.world.device());
+  module.initialise(context.seed + offset);
+  module.requires_grad(true);
+  return module.parameters();
+}
+
 TrainableSet::TrainableSet(std::string name, const NamedTensors& parameters, const OptimizerConfig& config,
                            dist::World& world, int64_t total_steps)
     : name_(std::move(name)),

@@ -5,9 +5,15 @@
 #include <string>
 
 #include "src/dist/data_parallel.h"
+#include "src/nn/module.h"
 #include "src/tensor/optim.h"
+#include "trainers/trainer.h"
 
 namespace fewstep {
+
+// A new network on the run's device with random weights that require gradients; its parameters. `offset` tells the seeds of
+// several networks of one run apart.
+NamedTensors start_network(nn::Module& module, const TrainContext& context, uint64_t offset = 0);
 
 class TrainableSet {
  public:

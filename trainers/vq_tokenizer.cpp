@@ -32,7 +32,7 @@ class VqTokenizerTrainer : public Trainer {
  public:
   VqTokenizerTrainer(const VqTokenizerConfig& config, const TrainContext& context)
       : config_(config), context_(context), model_(complete(config.model, context.train.get(0, 0, 0))),
-        set_("vq", initialised(model_, context, 0), config.optimizer, context.world, context.total_steps),
+        set_("vq", start_network(model_, context), config.optimizer, context.world, context.total_steps),
         codebook_(model_.codebook(), config.codebook, context.world) {
     if (!config.perceptual.encoder.empty()) {
       const Batch examples = load_range(context.train, 0, std::min<int64_t>(512, context.train.size()), context.seed);
@@ -41,7 +41,7 @@ class VqTokenizerTrainer : public Trainer {
     }
     if (config.adversarial.weight > 0) {
       critic_ = std::make_unique<models::PatchDiscriminator>(complete(config.adversarial.discriminator, context.train.get(0, 0, 0)));
-      critic_set_ = std::make_unique<TrainableSet>("critic", initialised(*critic_, context, 1), config.adversarial.optimizer,
+      critic_set_ = std::make_unique<TrainableSet>("critic", start_network(*critic_, context, 1), config.adversarial.optimizer,
                                                    context.world, context.total_steps);
     }
   }
@@ -113,13 +113,6 @@ class VqTokenizerTrainer : public Trainer {
   }
 
  private:
-  static NamedTensors initialised(nn::Module& module, const TrainContext& context, uint64_t offset) {
-    module.to(context.world.device());
-    module.initialise(context.seed + offset);
-    module.requires_grad(true);
-    return module.parameters();
-  }
-
   // This rank's part of the global mean: sums over rows / global rows * ranks.
   Tensor loss(const Tensor& x, const Tensor& target, const Tensor& z_e, const Tensor& z_q, bool adversarial, Metrics& metrics) {
     const auto n = static_cast<double>(x.size(0));
