@@ -1,6 +1,7 @@
 // fewstep train CONFIG [key.path=value ...]
 #include <CLI/CLI.hpp>
 
+#include "eval/run_report.h"
 #include "src/base/error.h"
 #include "src/base/log.h"
 #include "src/config/config.h"
@@ -55,7 +56,10 @@ void train(const TrainArguments& a) {
   log::set_rank(world->rank(), world->size());
   try {
     const LoopResult result = run_training(run, *world, a.resume);
-    if (world->is_main()) log::info("{}: {} steps done, results in {}", run.name, result.steps, run.folder().string());
+    if (world->is_main()) {
+      eval::write_run_report(run.folder());
+      log::info("{}: {} steps done, report in {}", run.name, result.steps, (run.folder() / "report.html").string());
+    }
   } catch (const Interrupted& e) {
     if (world->size() == 1) throw;
     world->barrier();  // every rank stops after the same step: nothing failed

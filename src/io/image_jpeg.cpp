@@ -47,7 +47,6 @@ tjhandle compressor() {
 struct Header {
   int width = 0, height = 0, subsampling = 0, colour = 0;
 };
-const uint8_t* data_of(std::string_view bytes) { return reinterpret_cast<const uint8_t*>(bytes.data()); }
 
 Header read_header(std::string_view bytes, std::string_view name) {
   Header h;

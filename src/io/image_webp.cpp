@@ -24,8 +24,6 @@ const char* reason(VP8StatusCode code) {
   }
 }
 
-const uint8_t* data_of(std::string_view bytes) { return reinterpret_cast<const uint8_t*>(bytes.data()); }
-
 WebPBitstreamFeatures features_of(std::string_view bytes, std::string_view name) {
   WebPBitstreamFeatures features;
   const VP8StatusCode code = WebPGetFeatures(data_of(bytes), bytes.size(), &features);

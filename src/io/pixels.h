@@ -27,6 +27,8 @@ struct Pixels {
   std::unique_ptr<uint8_t[]> data;
 };
 
+inline const uint8_t* data_of(std::string_view bytes) { return reinterpret_cast<const uint8_t*>(bytes.data()); }
+
 enum class ImageFormat { unknown, png, jpeg, webp };
 ImageFormat image_format(std::string_view bytes);  // by content
 

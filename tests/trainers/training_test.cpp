@@ -124,6 +124,7 @@ TEST_F(Training, LossFallsAndCheckpointIsComplete) {
                            "tokenizer/vocab.json", "tokenizer/merges.txt"})
     EXPECT_TRUE(fs::exists(model / file)) << file;
   EXPECT_TRUE(fs::exists(root() / "ar-falls" / "config.yaml"));
+  EXPECT_THAT(read_text(root() / "ar-falls" / "report.html"), HasSubstr("data:image/png;base64,"));
 }
 
 TEST_F(Training, TheResolvedConfigRunsAgain) {
@@ -230,7 +231,7 @@ TEST_F(Training, BadInputIsAnswered) {
       {{"trainer.tokenizer=/nonexistent"}, 3, "/nonexistent"},
       {{"trainer.model.hiden_size=3"}, 2, "did you mean 'hidden_size'"},
       {{"device=tpu"}, 2, "'tpu' is not one of auto, cpu, cuda"},
-      {{"trainer.model.num_attention_heads=5"}, 2, "5"},
+      {{"trainer.model.num_attention_heads=5"}, 2, "must be a multiple of num_attention_heads"},
   };
   int n = 0;
   for (const Case& c : cases) {
