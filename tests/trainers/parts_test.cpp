@@ -47,7 +47,7 @@ TEST(Losses, ContrastiveWithOnePositiveIsTheClassicalOne) {
   const double expected = 0.5 * (cross_entropy_sum(logits, targets) + cross_entropy_sum(logits.t(), targets)).item<double>();
   EXPECT_NEAR(contrastive_sum(eye, logits.t(), at::ones({}), eye, ones).item<double>(), expected, 1e-5);
   // Two equal captions share their rows' probability: never better than log 2 when told apart is asked, 0 when it is not.
-  const Tensor same = at::tensor({50.0, 50.0, 50.0, 50.0}).view({2, 2});
+  const Tensor same = at::full({2, 2}, 50.0);
   EXPECT_NEAR(contrastive_sum(at::eye(2), same, at::ones({}), at::eye(2), at::ones({2})).item<double>(), 2 * std::log(2.0), 1e-5);
 }
 
@@ -127,7 +127,10 @@ TEST(Corruptions, LevelsSayWhatWasDone) {
   EXPECT_GE(c.levels.masked_select(c.levels.gt(0)).min().item<double>(), 0.2);
   EXPECT_NEAR(touched.eq(0).to(at::kDouble).mean().item<double>(), 0.3, 0.08);
   const Tensor changed = (c.images - batch.images).abs().amax({1, 2, 3}).gt(1e-4);
-  EXPECT_TRUE(changed.eq(touched.gt(0)).all().item<bool>());
+  EXPECT_FALSE(changed.logical_and(touched.eq(0)).any().item<bool>()) << "untouched rows are untouched";
+  // Mixed cells and ghosts may come out as the picture itself; the other corruptions always show.
+  for (const int64_t k : {0, 1, 2, 3, 6})
+    EXPECT_TRUE(changed.masked_select(c.levels.select(1, k).gt(0)).all().item<bool>()) << corruption_names()[static_cast<size_t>(k)];
   EXPECT_LE(c.images.abs().max().item<double>(), 1.0);
   for (const Tensor& column : c.levels.unbind(1)) EXPECT_GT(column.gt(0).sum().item<int64_t>(), 20);
 }
