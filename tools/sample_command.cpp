@@ -54,6 +54,18 @@ pipelines::GenerateOptions options_of(const SampleArguments& a) {
   return options;
 }
 
+// decoding.json: passes, step compression, acceptance, time. Inner latency is the tokens', outer includes the images'.
+void write_decoding_report(const SampleArguments& a, const pipelines::GenerateOptions& options, const pipelines::Pipeline& pipeline,
+                           const std::vector<pipelines::Generated>& runs) {
+  const auto report = pipeline.decoding_report(runs, options);
+  if (report.is_null()) return;
+  write_json(fs::path(a.out) / "decoding.json", report);
+  log::info("{}: {:.1f} passes an image, step compression {:.2f}{}, {:.2f} ms a pass, {:.0f} tokens/s (decoding.json)",
+            report.at("decoder").get<std::string>(), report.at("passes").get<double>(), report.at("step_compression").get<double>(),
+            report.at("lossy").get<bool>() ? " (lossy)" : "", 1e3 * report.at("seconds_per_pass").get<double>(),
+            report.at("tokens_per_second").get<double>());
+}
+
 void sample(const SampleArguments& a) {
   const std::vector<std::string> prompts = prompt_list(a);
   const auto options = options_of(a);
@@ -65,12 +77,13 @@ void sample(const SampleArguments& a) {
   const auto total = static_cast<int64_t>(prompts.size());
   Progress progress("sample", total);
   std::vector<Tensor> images, tokens;
+  std::vector<pipelines::Generated> runs;
   Json index = Json::array();
   for (int64_t start = 0; start < total; start += options.batch_size) {
     if (signals::stop_requested()) throw Interrupted(fmt::format("stopped after {} of {} samples; those are in {}", start, total, a.out));
     const int64_t n = std::min(options.batch_size, total - start);
     const std::vector<std::string> part(prompts.begin() + start, prompts.begin() + start + n);
-    const auto generated = pipeline->generate(part, a.seed, start, options);
+    const auto generated = runs.emplace_back(pipeline->generate(part, a.seed, start, options));
     for (int64_t i = 0; i < n; ++i) {
       const std::string file = fmt::format("{:06}.png", start + i);
       io::write_image(fs::path(a.out) / file, generated.images.select(0, i));
@@ -78,7 +91,7 @@ void sample(const SampleArguments& a) {
     }
     images.push_back(generated.images);
     if (generated.tokens.defined()) tokens.push_back(generated.tokens);
-    progress.update(start + n, fmt::format("{} passes, {} model evaluations an image", generated.steps, generated.nfe));
+    progress.update(start + n, fmt::format("{:.1f} passes, {:.1f} model evaluations an image", generated.steps, generated.nfe));
   }
   progress.finish();
   std::string lines;
@@ -92,6 +105,7 @@ void sample(const SampleArguments& a) {
     if (tokens.empty()) fail<ConfigError>("--save-tokens: this model does not make tokens");
     io::write_safetensors(a.save_tokens, {{"tokens", at::cat(tokens)}});
   }
+  write_decoding_report(a, options, *pipeline, runs);
   log::info("{} images in {} (grid.png, metadata.jsonl)", total, a.out);
 }
 
@@ -101,18 +115,20 @@ void add_sample_command(CLI::App& app) {
   auto* command = app.add_subcommand("sample", "make images from prompts");
   auto a = std::make_shared<SampleArguments>();
   command->add_option("MODEL", a->model, "run folder, checkpoint or model folder")->required();
-  command->add_option("OVERRIDES", a->overrides, "key=value: guidance, temperature, top_k, top_p, batch_size");
+  command->add_option("OVERRIDES", a->overrides, "key=value: guidance, temperature, top_k, top_p, batch_size, window, steps, ...");
   command->add_option("--prompt", a->prompt, "one prompt");
   command->add_option("--prompts", a->prompts_file, "text file, one prompt a line");
   command->add_option("--num", a->num, "samples of each prompt")->check(CLI::PositiveNumber);
   command->add_option("--seed", a->seed, "sample i depends on (seed, i) only");
   command->add_option("--out", a->out, "folder for the images")->capture_default_str();
   command->add_option("--device", a->device, "auto, cpu or cuda")->check(CLI::IsMember({"auto", "cpu", "cuda"}));
-  command->add_option("--decoder", a->decoder, "autoregressive models: ar");
+  command->add_option("--decoder", a->decoder, "autoregressive models: ar, jacobi, sjd, sjd2, zipar");
   command->add_option("--save-tokens", a->save_tokens, "safetensors file: `tokens` [N, L] int64 in sample order");
   command->footer("Examples:\n"
                   "  fewstep sample runs/quickstart-ar --prompt \"a dark long dress\" --num 8 guidance=1.5\n"
-                  "  fewstep sample runs/quickstart-ar --prompts prompts.txt --seed 3 --out out top_k=200");
+                  "  fewstep sample runs/quickstart-ar --prompts prompts.txt --seed 3 --out out top_k=200\n"
+                  "  fewstep sample runs/sjd2/finetune16 --prompt \"a dark long dress\" --decoder sjd2 window=64 steps=4 coupling=gumbel\n"
+                  "What every key means: fewstep config explain sample");
   command->callback([a] { sample(*a); });
 }
 

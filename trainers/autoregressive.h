@@ -3,14 +3,10 @@
 #pragma once
 #include <string>
 
-#include "src/models/llama.h"
-#include "src/pipelines/pipeline.h"
 #include "src/tensor/optim.h"
-#include "trainers/trainer.h"
+#include "trainers/image_token_task.h"
 
 namespace fewstep {
-
-enum class Precision { float32, float64, bfloat16 };
 
 struct AutoregressiveConfig : TrainerConfig {
   std::string tokenizer;            // run or model folder of a `vq_tokenizer`

@@ -3,7 +3,6 @@
 #include <ATen/Parallel.h>
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
-#include <sys/resource.h>
 
 #include <chrono>
 #include <thread>
@@ -11,6 +10,7 @@
 #include "datasets/loader.h"
 #include "src/base/error.h"
 #include "src/base/log.h"
+#include "src/base/memory.h"
 #include "src/base/progress.h"
 #include "src/base/signals.h"
 #include "src/base/text.h"
@@ -26,12 +26,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
-
-double peak_memory_bytes() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<double>(usage.ru_maxrss) * 1024;
-}
 
 double percentile(std::vector<double> values, double q) {
   if (values.empty()) return 0;
@@ -144,11 +138,11 @@ class Loop {
       std::string note;
       for (const auto& [name, value] : last_train_) note += fmt::format("{} {:.4g}  ", name, value);
       note += fmt::format("{}/s {:.0f}  ms/step {:.0f}/{:.0f} (p50/p95)  data wait {:.0f}%  {}", trainer_->throughput_unit(), units, p50,
-                          p95, 100 * waited / interval, human_bytes(static_cast<uint64_t>(peak_memory_bytes())));
+                          p95, 100 * waited / interval, human_bytes(static_cast<uint64_t>(peak_memory())));
       progress_->update(state_.step, note);
       const Json fields = {{"step", state_.step}, {"images", state_.images}, {"seconds", state_.seconds},
                            {"units_per_second", units}, {"unit", trainer_->throughput_unit()}, {"ms_p50", p50}, {"ms_p95", p95},
-                           {"data_wait", waited / interval}, {"tflops_per_second", tflops}, {"peak_bytes", peak_memory_bytes()}};
+                           {"data_wait", waited / interval}, {"tflops_per_second", tflops}, {"peak_bytes", peak_memory()}};
       folder_->log("train", fields, last_train_, state_.step);
     }
     step_seconds_.clear();

@@ -72,6 +72,7 @@ Json environment(int world_size) {
 constexpr int kFormatVersion = 1;
 
 bool changes_the_run(const std::string& key) {
+  if (key.starts_with("trainer.sample.")) return false;  // pictures only
   return key.starts_with("trainer.") || key.starts_with("data.") || key == "seed" || key == "loop.batch_size";
 }
 

@@ -32,7 +32,7 @@ std::map<std::string, double> Metrics::reduce(dist::World& world) {
   world.all_reduce_sum(all);
   const double* values = all.const_data_ptr<double>();
   for (const auto& [name, entry] : sums_) {
-    means[name] = values[1] > 0 ? values[0] / values[1] : 0;
+    if (values[1] > 0) means[name] = values[0] / values[1];
     values += 2;
   }
   sums_.clear();

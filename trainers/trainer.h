@@ -24,7 +24,8 @@ class Metrics {
   void add(const std::string& name, const Tensor& sum, double count = 1);  // keeps the tensor: no device sync
   void add(const std::string& name, double sum, double count = 1);
   void merge(const Metrics& other);
-  // All-reduced means over everything added since the last call; clears. Every rank must have the same names.
+  // All-reduced means over everything added since the last call; clears. Every rank must have the same names; one whose count
+  // is 0 everywhere is left out.
   std::map<std::string, double> reduce(dist::World& world);
   bool empty() const { return sums_.empty(); }
 

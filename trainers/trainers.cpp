@@ -6,6 +6,7 @@ namespace fewstep {
 std::unique_ptr<TrainerConfig> make_autoregressive();
 std::unique_ptr<TrainerConfig> make_classifier_encoder();
 std::unique_ptr<TrainerConfig> make_contrastive();
+std::unique_ptr<TrainerConfig> make_next_clean_token();
 std::unique_ptr<TrainerConfig> make_vq_tokenizer();
 
 std::span<const TrainerKind> trainer_kinds() {
@@ -13,6 +14,7 @@ std::span<const TrainerKind> trainer_kinds() {
       {"autoregressive", make_autoregressive},
       {"classifier_encoder", make_classifier_encoder},
       {"contrastive", make_contrastive},
+      {"next_clean_token", make_next_clean_token},
       {"vq_tokenizer", make_vq_tokenizer},
   };
   return kinds;

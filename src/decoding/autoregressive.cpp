@@ -1,65 +1,77 @@
-#include "src/decoding/autoregressive.h"
-
+// Autoregressive decoding, one free token a pass, and the likelihood of given tokens under the same law.
+#include "src/decoding/recorder.h"
+#include "src/decoding/rules.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
-#include "src/tensor/rng.h"
-#include "src/tensor/shape.h"
 
 namespace fewstep::decoding {
+namespace {
 
-Tensor code_probabilities(const Tensor& logits, const models::SequenceLayout& layout, const SamplingOptions& options) {
-  Tensor l = logits.narrow(-1, layout.image_id(0), layout.codebook).to(at::kFloat);  // [B, K]
-  if (options.temperature <= 0) return at::zeros_like(l).scatter_(-1, l.argmax(-1, true), 1.0);
-  if (options.temperature != 1) l = l / options.temperature;
-  if (options.top_k > 0 && options.top_k < layout.codebook) {
-    const Tensor smallest = std::get<0>(l.topk(options.top_k, -1)).select(-1, -1).unsqueeze(-1);
-    l = l.masked_fill(l.lt(smallest), -std::numeric_limits<float>::infinity());
-  }
-  Tensor p = at::softmax(l, -1);
-  if (options.top_p < 1) {
-    const auto [sorted, order] = p.sort(-1, true);
-    const Tensor before = sorted.cumsum(-1) - sorted;  // mass in front of each: the first is always kept
-    p = at::zeros_like(p).scatter_(-1, order, sorted.masked_fill(before.ge(options.top_p), 0));
-    p = p / p.sum(-1, true);
-  }
-  return p;
+// Conditional rows, then as many unconditional ones.
+Tensor with_unconditional(const ImageModel& model, const Tensor& prompts, bool guided) {
+  return guided ? at::cat({prompts, model.unconditional_prompt().unsqueeze(0).expand_as(prompts)}) : prompts;
 }
 
-Tensor draw(const Tensor& probabilities, const Tensor& uniforms) {
-  const Tensor cumulative = probabilities.to(at::kDouble).cumsum(-1);
-  // Scaled by the total, so that rounding can never point behind the last code with mass.
-  const Tensor target = uniforms.to(at::kDouble).unsqueeze(-1) * cumulative.narrow(-1, -1, 1);
-  return at::searchsorted(cumulative, target, false, true).squeeze(-1).clamp_max(probabilities.size(-1) - 1);
+Tensor guide(const Tensor& logits, double guidance) {
+  if (guidance == 1) return logits;
+  const int64_t B = logits.size(0) / 2;
+  const Tensor c = logits.narrow(0, 0, B), u = logits.narrow(0, B, B);
+  return (c - u).mul_(guidance).add_(u);
 }
 
-Decoded sample_autoregressive(const models::LlamaForCausalLM& model, const models::SequenceLayout& layout,
-                              const Tensor& prompts, const Tensor& ids, uint64_t seed, const SamplingOptions& options) {
-  const NoGrad no_grad;
-  const int64_t B = prompts.size(0), N = layout.image_length();
-  const bool guided = options.guidance != 1;
-  Tensor rows = prompts;  // conditional rows, then as many unconditional ones
-  if (guided) {
-    const Tensor null = at::tensor(layout.unconditional_prompt(), prompts.options()).unsqueeze(0).expand({B, -1});
-    rows = at::cat({prompts, null});
-  }
-  models::KvCache cache = model.make_cache(rows.size(0), layout.sequence_length());
-  const Tensor uniforms = uniform_by_id(ids, N, seed, Stream::sampling, 0).to(prompts.device());  // [B, N]
-  Decoded out{at::empty({B, N}, prompts.options()), 0};
-  Tensor input = rows;
-  for (int64_t i = 0; i < N; ++i) {
-    const Tensor hidden = model.hidden(model.embed(input), {.cache = &cache});  // [B', L, D]
-    Tensor l = model.logits(hidden.select(1, -1));                              // [B', V]
-    ++out.passes;
-    if (guided) {
-      const Tensor c = l.narrow(0, 0, B), u = l.narrow(0, B, B);
-      l = u + options.guidance * (c - u);
+Tensor embed(const ImageModel& model, const Tensor& codes, bool guided) {  // [B, L] -> [B', L, d]
+  const Tensor e = model.table().index_select(0, codes.flatten()).view({codes.size(0), codes.size(1), -1});
+  return guided ? at::cat({e, e}) : e;
+}
+
+}  // namespace
+
+Decoded decode_autoregressive(const ImageModel& model, const Tensor& prompts, const Tensor& ids, uint64_t seed, const DecoderOptions& options) {
+  const Inference inference;
+  const int64_t B = prompts.size(0), N = model.length();
+  const bool guided = options.sampling.guidance != 1;
+  const DecoderRandomness randomness(ids, seed, N, prompts.options());
+  const Rule rule(model, options, randomness);
+  const Tensor uniforms = randomness.autoregressive();  // [B, N]
+  const Tensor forced = model.forced().to(at::kCPU);
+  const int64_t* structural = forced.const_data_ptr<int64_t>();
+  models::KvCache cache = model.make_cache(guided ? 2 * B : B, prompts.size(1) + N);
+  Recorder recorder(B, N, prompts.options());
+  double forward_seconds = 0;
+  Tensor input = model.embed_prompts(with_unconditional(model, prompts, guided));
+  for (int64_t i = 0, pass = 0; i < N; ++pass) {
+    const auto begin = std::chrono::steady_clock::now();
+    const Tensor hidden = model.hidden(input, {.cache = &cache});                                      // [B', L, d]
+    const Tensor l = guide(model.code_logits(hidden.narrow(1, -1, 1)), options.sampling.guidance);     // [B, 1, K]
+    forward_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    const Tensor place = at::full({B, 1}, i, prompts.options()), p = rule.laws(l, place);
+    Tensor code = options.coupling == Coupling::gumbel
+                      ? gumbel_argmax(p, randomness.gumbel(std::vector<int64_t>(static_cast<size_t>(B), i), 1, model.codes()))
+                      : draw(p, uniforms.narrow(1, i, 1));
+    recorder.add(pass, place, code, p);
+    // Structural tokens are known: they are fed together with the token before them.
+    for (++i; i < N && structural[i] >= 0; ++i) {
+      const Tensor known = at::full({B, 1}, structural[i], prompts.options());
+      recorder.add(pass, at::full({B, 1}, i, prompts.options()), known, at::one_hot(known, model.codes()).to(p.options()));
+      code = at::cat({code, known}, 1);
     }
-    const Tensor code = draw(code_probabilities(l, layout, options), uniforms.select(1, i));
-    out.codes.select(1, i).copy_(code);
-    input = (code + layout.image_id(0)).unsqueeze(1);
-    if (guided) input = at::cat({input, input});
+    input = embed(model, code, guided);
   }
-  return out;
+  return recorder.finish(forward_seconds);
+}
+
+Likelihood likelihood(const ImageModel& model, const Tensor& prompts, const Tensor& codes, const SamplingOptions& sampling) {
+  const NoGrad no_grad;
+  const int64_t P = prompts.size(1), N = model.length();
+  const bool guided = sampling.guidance != 1;
+  const Tensor images = embed(model, codes.narrow(1, 0, N - 1), guided);
+  const Tensor hidden = model.hidden(at::cat({model.embed_prompts(with_unconditional(model, prompts, guided)), images}, 1), {});
+  Tensor l = guide(model.code_logits(hidden.narrow(1, P - 1, N)), sampling.guidance).narrow(-1, 0, model.free_codes());
+  const Tensor structural = model.forced().ge(0), code = codes.clamp_max(model.free_codes() - 1).unsqueeze(-1);
+  const Tensor allowed = code_law(l, sampling).gather(-1, code).squeeze(-1).gt(0);
+  if (sampling.temperature > 0 && sampling.temperature != 1) l = l / sampling.temperature;
+  const Tensor nll = -at::log_softmax(l.to(at::kDouble), -1).gather(-1, code).squeeze(-1);
+  return {.nll = nll.masked_fill(structural, 0), .outside = allowed.logical_not().logical_and(structural.logical_not())};
 }
 
 }  // namespace fewstep::decoding

@@ -48,6 +48,19 @@ LlamaMlp::LlamaMlp(const LlamaConfig& c)
   child("down_proj", down_proj);
 }
 
+EmbedAffine::EmbedAffine(int64_t dim) {
+  parameter("weight", weight, {dim});
+  parameter("bias", bias, {dim});
+}
+
+Tensor EmbedAffine::operator()(const Tensor& embeds) const { return embeds * weight + bias; }
+
+void EmbedAffine::reset(at::Generator&) {
+  const NoGrad no_grad;
+  weight.fill_(1);
+  bias.zero_();
+}
+
 LlamaBlock::LlamaBlock(const LlamaConfig& c, int64_t index)
     : index_(index),
       heads_(c.num_attention_heads),
@@ -82,15 +95,23 @@ Tensor LlamaBlock::attend(const Tensor& x, const LlamaPass& pass) const {
   q = nn::apply_rotary(q.transpose(1, 2), pass.cos, pass.sin);  // [B, H, L, D]
   k = nn::apply_rotary(k.transpose(1, 2), pass.cos, pass.sin);
   v = v.transpose(1, 2);
-  if (pass.cache != nullptr) {
-    const int64_t past = pass.cache->length;
-    const auto i = static_cast<size_t>(index_);
-    pass.cache->keys[i].narrow(2, past, L).copy_(k);
-    pass.cache->values[i].narrow(2, past, L).copy_(v);
-    k = pass.cache->keys[i].narrow(2, 0, past + L);
-    v = pass.cache->values[i].narrow(2, 0, past + L);
-  }
+  if (pass.cache != nullptr) remember(pass, k, v);
   return self_attn_.o_proj(merge_heads(nn::attention(q, k, v, pass.mask, pass.causal)));
+}
+
+// Writes k and v [B, H, L, D] into the cache and puts what attention looks at in their place: [B, H, K, D].
+void LlamaBlock::remember(const LlamaPass& pass, Tensor& k, Tensor& v) const {
+  const auto i = static_cast<size_t>(index_);
+  const int64_t L = k.size(2), past = pass.cache->length;
+  const auto put = [&](const Tensor& layer, Tensor& x) {
+    if (pass.slots.defined())
+      KvCache::write(layer, pass.slots, x);
+    else
+      layer.narrow(2, past, L).copy_(x);
+    x = layer.narrow(2, 0, pass.keys);
+  };
+  put(pass.cache->keys[i], k);
+  put(pass.cache->values[i], v);
 }
 
 // SwiGLU: down(silu(gate x) * up x)
@@ -112,6 +133,7 @@ void LlamaBlock::unpack() { packed_qkv_ = packed_qkv_bias_ = packed_gate_up_ = p
 
 LlamaForCausalLM::Body::Body(const LlamaConfig& c) : embed_tokens(c.vocab_size, c.hidden_size), norm(c.hidden_size, c.rms_norm_eps) {
   child("embed_tokens", embed_tokens);
+  if (c.embed_affine) child("embed_affine", embed_affine.emplace(c.hidden_size));
   for (int64_t i = 0; i < c.num_hidden_layers; ++i) layers.add(c, i);
   child("layers", layers);
   child("norm", norm);
@@ -130,7 +152,7 @@ LlamaForCausalLM::LlamaForCausalLM(const LlamaConfig& config) : config_(config),
 void LlamaForCausalLM::reset(at::Generator& generator) {
   const NoGrad no_grad;
   for (NamedTensor& p : parameters()) {
-    if (p.name.ends_with("norm.weight")) continue;  // ones, from RMSNorm itself
+    if (p.name.ends_with("norm.weight") || p.name.ends_with("embed_affine.weight")) continue;  // ones, from the layer itself
     if (p.tensor.dim() == 1)
       p.tensor.zero_();
     else
@@ -144,6 +166,11 @@ Tensor LlamaForCausalLM::operator()(const Tensor& ids) const { return logits(hid
 
 Tensor LlamaForCausalLM::logits(const Tensor& hidden) const {
   return lm_head_ ? (*lm_head_)(hidden) : at::linear(hidden, tied_head_);
+}
+
+Tensor LlamaForCausalLM::logits(const Tensor& hidden, int64_t first, int64_t count) const {
+  if (!nn::active_adapters().empty()) return logits(hidden).narrow(-1, first, count);
+  return at::linear(hidden, (lm_head_ ? lm_head_->weight : tied_head_).narrow(0, first, count));
 }
 
 // The rotary table is made on first use (a network on the meta device needs none) and grows by doubling.
@@ -160,18 +187,37 @@ nn::RotaryTable LlamaForCausalLM::rotary(int64_t positions, const Tensor& like) 
   return rotary_;
 }
 
+void LlamaForCausalLM::plan_cache(const Tensor& embeds, const ForwardOptions& options, LlamaPass& pass) const {
+  const int64_t B = embeds.size(0), L = embeds.size(1), capacity = options.cache->capacity();
+  if (options.cache->batch() != B)
+    fail<Error>("KV cache of {} rows was given {} rows of embeddings", options.cache->batch(), B);
+  pass.keys = options.slots.defined() ? options.keys : options.cache->length + L;
+  if (pass.keys > capacity)
+    fail<Error>("KV cache of capacity {} cannot hold {} positions a row ({} of them new)", capacity, pass.keys, L);
+  if (!options.slots.defined()) return;
+  expect_shape(options.slots, {B, L}, "cache slots");
+  if (!options.mask.defined() || !options.positions.defined())
+    fail<Error>("a pass with its own cache slots needs a mask and positions: rows have different lengths");
+  const int64_t H = config_.kv_heads();
+  pass.slots = options.slots.unsqueeze(1) + at::arange(B * H, options.slots.options()).view({B, H, 1}) * capacity;
+}
+
 LlamaPass LlamaForCausalLM::plan(const Tensor& embeds, const ForwardOptions& options) const {
   const int64_t L = embeds.size(1), past = options.cache ? options.cache->length : 0;
   LlamaPass pass;
   pass.mask = options.mask, pass.cache = options.cache;
-  if (options.cache != nullptr && (past + L > options.cache->capacity() || options.cache->batch() != embeds.size(0)))
-    fail<Error>("KV cache [{} rows, capacity {}] cannot take {} more positions of {} rows after {}", options.cache->batch(),
-                options.cache->capacity(), L, embeds.size(0), past);
+  if (options.cache != nullptr) plan_cache(embeds, options, pass);
   if (options.positions.defined()) {
     const int64_t known = options.positions.is_cpu() ? options.positions.max().item<int64_t>() + 1 : config_.max_position_embeddings;
     const nn::RotaryTable table = rotary(std::max<int64_t>(known, 1), embeds);
-    pass.cos = table.cos.index({options.positions}), pass.sin = table.sin.index({options.positions});
-    if (options.positions.dim() == 2) pass.cos = pass.cos.unsqueeze(1), pass.sin = pass.sin.unsqueeze(1);  // [B, 1, L, D]
+    const auto rows = [&](const Tensor& t) {  // index_select: one copy, where advanced indexing would make several passes
+      return t.index_select(0, options.positions.flatten()).view({options.positions.dim() == 2 ? options.positions.size(0) : 1, L, -1});
+    };
+    pass.cos = rows(table.cos), pass.sin = rows(table.sin);
+    if (options.positions.dim() == 2)
+      pass.cos = pass.cos.unsqueeze(1), pass.sin = pass.sin.unsqueeze(1);  // [B, 1, L, D]
+    else
+      pass.cos = pass.cos.squeeze(0), pass.sin = pass.sin.squeeze(0);      // [L, D]
   } else {
     const nn::RotaryTable table = rotary(past + L, embeds);
     pass.cos = table.cos.narrow(0, past, L), pass.sin = table.sin.narrow(0, past, L);
@@ -190,11 +236,11 @@ Tensor LlamaForCausalLM::hidden(const Tensor& embeds, const ForwardOptions& opti
     fail<Error>("a KV cache is for generation: its rows are written in place and carry no gradients");
   const LlamaPass pass = plan(embeds, options);
   const bool again = recompute_ && at::GradMode::is_enabled() && options.cache == nullptr;
-  Tensor x = embeds;
+  Tensor x = model_.embed_affine ? (*model_.embed_affine)(embeds) : embeds;
   for (const auto& block : model_.layers)
     x = again ? nn::recompute(*block, [&b = *block, pass](const nn::Tensors& in) { return nn::Tensors{b(in[0], pass)}; }, {x})[0]
               : (*block)(x, pass);
-  if (options.cache != nullptr) options.cache->length += embeds.size(1);
+  if (options.cache != nullptr && !options.slots.defined()) options.cache->length += embeds.size(1);
   return model_.norm(x);
 }
 
@@ -203,6 +249,12 @@ Tensor LlamaForCausalLM::token_loss(const Tensor& hidden, const Tensor& targets)
   if (at::isReducedFloatingType(scores.scalar_type())) scores = scores.to(at::kFloat);
   const Tensor wanted = at::where(targets >= 0, targets, -100).flatten();
   return at::cross_entropy_loss(scores, wanted, {}, at::Reduction::None, -100).view(targets.sizes());
+}
+
+Tensor LlamaForCausalLM::rotate(const Tensor& keys, const Tensor& positions) const {
+  const nn::RotaryTable table = rotary(config_.max_position_embeddings, keys);
+  const auto at_positions = [&](const Tensor& t) { return t.index_select(0, positions.flatten()).view({keys.size(0), 1, keys.size(2), -1}); };
+  return nn::apply_rotary(keys, at_positions(table.cos), at_positions(table.sin));
 }
 
 KvCache LlamaForCausalLM::make_cache(int64_t batch, int64_t capacity) const {

@@ -32,6 +32,7 @@ struct LlamaConfig {
   bool mlp_bias = false;
   bool tie_word_embeddings = false;
   bool qk_norm = false;             // ours: RMSNorm over head_dim on q and k before the rotation, names as in Qwen3
+  bool embed_affine = false;        // ours: the residual stream starts at weight * embedding + bias (a learned scale and shift)
   std::optional<int64_t> bos_token_id, eos_token_id, pad_token_id;  // kept, not used by the network
 
   int64_t kv_heads() const { return num_key_value_heads > 0 ? num_key_value_heads : num_attention_heads; }
@@ -47,8 +48,14 @@ void describe(config::Visitor& v, LlamaConfig& c);
 
 struct ForwardOptions {
   Tensor positions = {};     // int64 [L] or [B, L]; default: cache length + arange
-  Tensor mask = {};          // bool [B|1, 1, L, K], true = attend, K = cache length + L; default: causal
+  // Bool (true = attend) or additive in the weights' dtype (0 or -inf), [B|1, 1, L, K]; K = cache length + L, or `keys`.
+  // Default: causal.
+  Tensor mask = {};
   KvCache* cache = nullptr;  // appended to: its length grows by L
+  // Rows of different lengths: query (b, l) is written to place slots[b, l] of row b, attention looks at the first `keys`
+  // places of every row, as far as the mask (required) lets it; the cache's `length` plays no part. int64 [B, L].
+  Tensor slots = {};
+  int64_t keys = 0;
 };
 
 class LlamaAttention : public nn::Module {
@@ -70,12 +77,25 @@ class LlamaMlp : public nn::Module {
   nn::Linear gate_proj, up_proj, down_proj;
 };
 
+// weight * e + bias per dimension: the map from the space of the embedding table to that of the residual stream.
+class EmbedAffine : public nn::Module {
+ public:
+  explicit EmbedAffine(int64_t dim);
+  Tensor operator()(const Tensor& embeds) const;
+  Tensor weight, bias;  // [D]
+
+ protected:
+  void reset(at::Generator& generator) override;  // the identity
+};
+
 // What the layers of one forward pass share.
 struct LlamaPass {
   Tensor cos, sin;           // [L, D] or [B, 1, L, D]
   Tensor mask;               // undefined: causal when `causal`, else everything
   bool causal = false;
   KvCache* cache = nullptr;
+  Tensor slots;              // flat places (b Hkv + h) capacity + slot, int64 [B, Hkv, L]
+  int64_t keys = 0;          // places of the cache that attention looks at
   bool packed = false;       // use the packed inference weights
 };
 
@@ -88,6 +108,7 @@ class LlamaBlock : public nn::Module {
 
  private:
   Tensor attend(const Tensor& x, const LlamaPass& pass) const;
+  void remember(const LlamaPass& pass, Tensor& k, Tensor& v) const;
   Tensor mlp(const Tensor& x, bool packed) const;
   int64_t index_, heads_, kv_heads_, head_dim_;
   LlamaAttention self_attn_;
@@ -104,12 +125,15 @@ class LlamaForCausalLM : public nn::Module {
   Tensor embed(const Tensor& ids) const;                                          // int64 [B, L] -> [B, L, D]
   Tensor hidden(const Tensor& embeds, const ForwardOptions& options = {}) const;  // -> [B, L, D], after the last norm
   Tensor logits(const Tensor& hidden) const;                                      // -> [..., V]
+  Tensor logits(const Tensor& hidden, int64_t first, int64_t count) const;        // of ids first .. first + count - 1 only
   Tensor operator()(const Tensor& ids) const;                                     // logits(hidden(embed(ids)))
   // Cross-entropy of logits(hidden) against targets, per position and without keeping the probabilities:
   // hidden [B, L, D], targets int64 [B, L] (negative: ignored, loss 0) -> float32 [B, L]. The caller sums and divides.
   Tensor token_loss(const Tensor& hidden, const Tensor& targets) const;
   Tensor embedding_weight() const;                                                // [V, D]
   KvCache make_cache(int64_t batch, int64_t capacity) const;                      // on the weights' device and dtype
+  // Keys as position 0 has them [B, H, L, D], turned to positions int64 [B, L] (all below max_position_embeddings).
+  Tensor rotate(const Tensor& keys, const Tensor& positions) const;
 
   void set_recompute(bool on) { recompute_ = on; }  // recompute each block's activations in backward
   // Packs q|k|v and gate|up into one matrix each for decoding without gradients. The copies do not follow later weight
@@ -124,10 +148,12 @@ class LlamaForCausalLM : public nn::Module {
   struct Body : nn::Module {
     explicit Body(const LlamaConfig& c);
     nn::Embedding embed_tokens;
+    std::optional<EmbedAffine> embed_affine;
     nn::ModuleList<LlamaBlock> layers;
     nn::RMSNorm norm;
   };
   LlamaPass plan(const Tensor& embeds, const ForwardOptions& options) const;
+  void plan_cache(const Tensor& embeds, const ForwardOptions& options, LlamaPass& pass) const;
   nn::RotaryTable rotary(int64_t positions, const Tensor& like) const;
 
   LlamaConfig config_;

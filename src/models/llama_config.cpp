@@ -52,6 +52,7 @@ LlamaConfig LlamaConfig::from_json(const Json& json, std::string_view where) {
   fields.get("mlp_bias", c.mlp_bias);
   fields.get("tie_word_embeddings", c.tie_word_embeddings);
   fields.get("qk_norm", c.qk_norm);
+  fields.get("embed_affine", c.embed_affine);
   fields.get("bos_token_id", c.bos_token_id);
   fields.get("eos_token_id", c.eos_token_id);
   fields.get("pad_token_id", c.pad_token_id);
@@ -85,7 +86,8 @@ Json LlamaConfig::to_json() const {
   json["attention_dropout"] = 0.0;
   json["mlp_bias"] = mlp_bias;
   json["tie_word_embeddings"] = tie_word_embeddings;
-  if (qk_norm) json["qk_norm"] = true;  // not part of transformers' Llama
+  if (qk_norm) json["qk_norm"] = true;  // this and the next are not part of transformers' Llama
+  if (embed_affine) json["embed_affine"] = true;
   put(json, "bos_token_id", bos_token_id);
   put(json, "eos_token_id", eos_token_id);
   put(json, "pad_token_id", pad_token_id);

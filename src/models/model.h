@@ -26,5 +26,6 @@ std::filesystem::path find_weights(const std::filesystem::path& folder);
 std::unique_ptr<nn::Module> load_model(const std::filesystem::path& folder);
 // Writes config.json and model.safetensors (transformers) or diffusion_pytorch_model.safetensors (diffusers classes).
 void save_model(const std::filesystem::path& folder, const nn::Module& module, const Json& config);
+void save_model(const std::filesystem::path& folder, const TensorMap& state, const Json& config);  // of a module's state()
 
 }  // namespace fewstep::models

@@ -79,10 +79,14 @@ std::unique_ptr<nn::Module> load_model(const std::filesystem::path& folder) {
 }
 
 void save_model(const std::filesystem::path& folder, const nn::Module& module, const Json& config) {
+  save_model(folder, io::to_map(module.state()), config);
+}
+
+void save_model(const std::filesystem::path& folder, const TensorMap& state, const Json& config) {
   make_directories(folder);
   write_json(folder / "config.json", config);
   const char* name = config.contains("_class_name") ? "diffusion_pytorch_model.safetensors" : "model.safetensors";
-  io::write_safetensors(folder / name, io::to_map(module.state()), {{"format", "pt"}});  // transformers asks for "format"
+  io::write_safetensors(folder / name, state, {{"format", "pt"}});  // transformers asks for "format"
 }
 
 }  // namespace fewstep::models

@@ -30,21 +30,28 @@ Tensor SequenceLayout::prompts(const std::vector<std::vector<int64_t>>& captions
   return out;
 }
 
+Tensor SequenceLayout::tokens(const Tensor& indices) const {
+  const Tensor grid = indices.reshape({indices.size(0), -1});
+  expect_shape(grid, {-1, grid_height * grid_width}, "image codes");
+  if (!row_end) return grid;
+  return at::constant_pad_nd(grid.view({-1, grid_height, grid_width}), {0, 1}, codebook).flatten(1);
+}
+
+Tensor SequenceLayout::indices(const Tensor& tokens) const {
+  expect_shape(tokens, {-1, image_length()}, "image tokens");
+  return tokens.reshape({-1, grid_height, row_length()}).narrow(2, 0, grid_width);
+}
+
 Tensor SequenceLayout::rows(const Tensor& prompts, const Tensor& indices) const {
   expect_shape(prompts, {-1, prompt_length()}, "prompts");
-  const Tensor flat = indices.flatten(1);
-  expect_shape(flat, {prompts.size(0), image_length()}, "image codes");
-  return at::cat({prompts, image_ids(flat)}, 1);
+  return at::cat({prompts, tokens(indices) + image_id(0)}, 1);
 }
 
-Tensor SequenceLayout::image_ids(const Tensor& indices) const { return indices + (text_vocab + 1); }
-
-Tensor SequenceLayout::codes(const Tensor& image_ids) const {
-  expect_shape(image_ids, {-1, image_length()}, "image ids");
-  return (image_ids - (text_vocab + 1)).view({-1, grid_height, grid_width});
+Tensor SequenceLayout::forced_codes() const {
+  Tensor forced = at::full({grid_height, row_length()}, -1, at::kLong);
+  if (row_end) forced.select(1, grid_width).fill_(codebook);
+  return forced.flatten();
 }
-
-Tensor SequenceLayout::image_id_mask() const { return at::arange(vocab_size(), at::kLong) > boi(); }
 
 SequenceLayout SequenceLayout::from_json(const Json& json, std::string_view where) {
   const JsonFields fields(json, where);
@@ -57,13 +64,14 @@ SequenceLayout SequenceLayout::from_json(const Json& json, std::string_view wher
   fields.get("caption_length", l.caption_length);
   fields.get("grid_height", l.grid_height);
   fields.get("grid_width", l.grid_width);
+  fields.get("row_end", l.row_end);
   l.validate(where);
   return l;
 }
 
 Json SequenceLayout::to_json() const {
   return Json{{"text_vocab", text_vocab},         {"pad_id", pad_id},           {"codebook", codebook},
-              {"caption_length", caption_length}, {"grid_height", grid_height}, {"grid_width", grid_width}};
+              {"caption_length", caption_length}, {"grid_height", grid_height}, {"grid_width", grid_width},         {"row_end", row_end}};
 }
 
 void SequenceLayout::validate(std::string_view where) const {
@@ -81,8 +89,8 @@ void SequenceLayout::check(int64_t tokenizer_vocab, int64_t codebook_size, int64
     fail<ConfigError>("{}: the VQ model has {} codes but the sequence layout was made for {}: use the VQ model the "
                       "transformer was trained with", where, codebook_size, codebook);
   if (transformer_vocab >= 0 && transformer_vocab != vocab_size())
-    fail<ConfigError>("{}: the transformer has vocab_size {} but the layout needs {} ({} text tokens + 1 + {} image codes)", where,
-                      transformer_vocab, vocab_size(), text_vocab, codebook);
+    fail<ConfigError>("{}: the transformer has vocab_size {} but the layout needs {} ({} text tokens + 1 + {} image codes{})", where,
+                      transformer_vocab, vocab_size(), text_vocab, codebook, row_end ? " + 1 row end" : "");
 }
 
 }  // namespace fewstep::models

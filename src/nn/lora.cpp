@@ -54,6 +54,12 @@ LoraSlot make_slot(const LoraSpec& spec, const Tensor& weight, at::Generator gen
   return slot;
 }
 
+// W + strength * scale * B A: [out, r] x [r, in (k k)]; in float32 at least, rounded once.
+Tensor with_delta(const Tensor& weight, const LoraSlot& slot, double strength) {
+  const Tensor delta = at::mm(slot.b.flatten(1), slot.a.flatten(1)).view(weight.sizes());
+  return at::add(weight.to(delta.scalar_type()), delta, strength * slot.scale).to(weight.scalar_type());
+}
+
 }  // namespace
 
 int64_t add_adapter(Module& module, const LoraSpec& spec, uint64_t seed) {
@@ -111,11 +117,23 @@ void merge_adapter(Module& module, std::string_view adapter, double strength) {
     const LoraSlot* slot = m.lora_slots() == nullptr ? nullptr : find(*m.lora_slots(), adapter);
     if (slot == nullptr) return;
     Tensor& weight = *weight_of(m);
-    // [out, r] x [r, in (k k)]; in float32 at least, rounded once.
-    const Tensor delta = at::mm(slot->b.flatten(1), slot->a.flatten(1)).view(weight.sizes());
-    weight.copy_(at::add(weight.to(delta.scalar_type()), delta, strength * slot->scale));
+    weight.copy_(with_delta(weight, *slot, strength));
   });
   remove_adapter(module, adapter);
+}
+
+TensorMap merged_state(const Module& module, std::string_view adapter, double strength) {
+  const NoGrad no_grad;
+  TensorMap out;
+  for (const auto& [name, tensor] : module.state()) out.emplace(name, tensor.detach());
+  const_cast<Module&>(module).visit([&](const std::string& name, Module& m) {
+    const LoraSlot* slot = m.lora_slots() == nullptr ? nullptr : find(*m.lora_slots(), adapter);
+    if (slot == nullptr) return;
+    const auto entry = out.find(name + ".weight");
+    if (entry == out.end()) fail("adapter '{}': '{}' shares its weight with another layer: it cannot be merged alone", adapter, name);
+    entry->second = with_delta(entry->second, *slot, strength);
+  });
+  return out;
 }
 
 AdapterScope::AdapterScope(std::vector<ActiveAdapter> now) : was_(std::move(active)) { active = std::move(now); }

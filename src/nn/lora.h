@@ -36,6 +36,8 @@ void remove_adapter(Module& module, std::string_view adapter);
 void load_adapter(Module& module, std::string_view adapter, const TensorMap& tensors, std::string_view where);
 // W += strength * scale * B A, then removes it.
 void merge_adapter(Module& module, std::string_view adapter, double strength = 1.0);
+// What module.state() would hold after merge_adapter, while the module stays as it is: saving in the middle of training.
+TensorMap merged_state(const Module& module, std::string_view adapter, double strength = 1.0);
 
 // Which adapters take part, on this thread, while the scope lives: none, one, or a weighted sum. Without a scope: none.
 struct ActiveAdapter {

@@ -6,6 +6,8 @@
 #include "src/base/files.h"
 #include "src/base/json.h"
 #include "src/base/table.h"
+#include "src/base/text.h"
+#include "src/config/config.h"
 #include "src/io/checkpoint.h"
 #include "src/pipelines/autoregressive_pipeline.h"
 #include "src/tensor/ops.h"
@@ -34,7 +36,33 @@ void describe(config::Visitor& v, GenerateOptions& c) {
   v.field("top_k", c.top_k, "only the k most probable codes; 0: all", config::kNonNegative);
   v.field("top_p", c.top_p, "only the smallest set of codes that reaches this probability; 1: all", config::kUnit);
   v.field("batch_size", c.batch_size, "images decoded together", config::kAtLeastOne);
-  v.field("decoder", c.decoder, "ar");
+  static constexpr config::Choice kTimestepTokens[] = {{"checkpoint", 0}, {"none", 1}, {"shared_suffix", 2}, {"per_slot", 3}};
+  describe(v, c.decoder);
+  v.field("timestep_tokens", c.timestep_tokens, "sjd2: refused unless it is the checkpoint's", kTimestepTokens);
+}
+
+decoding::DecoderOptions GenerateOptions::decoder_options() const {
+  decoding::DecoderOptions options = decoder;
+  options.sampling = {guidance, temperature, top_k, top_p};
+  return options;
+}
+
+std::string changed_options(GenerateOptions options) {
+  GenerateOptions defaults;
+  const std::vector<std::string> as_is = split(config::to_yaml(defaults), '\n');
+  std::string out;
+  for (std::string line : split(config::to_yaml(options), '\n')) {
+    if (std::find(as_is.begin(), as_is.end(), line) != as_is.end()) continue;
+    const size_t colon = line.find(": ");
+    if (colon == std::string::npos) continue;
+    out += (out.empty() ? "" : " ") + line.replace(colon, 2, "=");
+  }
+  return out;
+}
+
+Json Pipeline::decoding_report(const std::vector<Generated>&, const GenerateOptions&) const { return nullptr; }
+std::vector<Strip> Pipeline::strips(const std::vector<std::string>&, uint64_t, const GenerateOptions&, int64_t) {
+  return {};
 }
 
 fs::path find_model(const fs::path& folder) {
@@ -49,7 +77,8 @@ std::unique_ptr<Pipeline> load(const fs::path& folder, at::Device device) {
   const fs::path model = find_model(folder);
   const Json index = read_json(model / "model_index.json");
   const std::string name = index.value("_class_name", "");
-  return find_entry(std::span<const PipelineKind>(kPipelines), name, (model / "model_index.json").string() + ": pipeline").load(model, device);
+  const std::string where = (model / "model_index.json").string() + ": pipeline";
+  return find_entry(std::span<const PipelineKind>(kPipelines), name, where).load(model, device);
 }
 
 }  // namespace fewstep::pipelines

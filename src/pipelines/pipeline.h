@@ -6,7 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "src/base/json.h"
 #include "src/config/visitor.h"
+#include "src/decoding/decoders.h"
 #include "src/tensor/tensor.h"
 
 namespace fewstep::pipelines {
@@ -17,14 +19,29 @@ struct GenerateOptions {   // key=value on the command line
   int64_t top_k = 0;       // 0: all
   double top_p = 1.0;
   int64_t batch_size = 64;
-  std::string decoder = "ar";
+  decoding::DecoderOptions decoder;  // autoregressive models; its keys stand beside those above
+  // The checkpoint's setting is used; another one given here is refused.
+  enum class TimestepTokens { checkpoint, none, shared_suffix, per_slot } timestep_tokens = TimestepTokens::checkpoint;
+
+  decoding::DecoderOptions decoder_options() const;  // with the sampling options above
 };
 void describe(config::Visitor& v, GenerateOptions& c);
+// "decoder=sjd2 window=64": the keys that differ from their defaults, as the command line takes them; "" when none does.
+std::string changed_options(GenerateOptions options);
 
 struct Generated {
-  Tensor images;           // uint8 [N, C, H, W]
-  Tensor tokens;           // int64 [N, L]; undefined for models without tokens
-  int64_t steps = 0, nfe = 0;  // model calls per image (guidance counts twice in nfe)
+  Tensor images;             // uint8 [N, C, H, W]
+  Tensor tokens;             // int64 [N, L]; undefined for models without tokens
+  double steps = 0, nfe = 0; // model calls per image, the mean where images differ (guidance counts twice in nfe)
+  double step_compression = 0;  // mean over images of tokens / steps; 0: not an autoregressive model
+  std::vector<decoding::Decoded> decoded;  // one per batch; empty for models without tokens
+  double decode_seconds = 0;    // tokens to images, all batches
+};
+
+// One image while it was decoded, from its first pass to its last.
+struct Strip {
+  std::vector<Tensor> images;  // uint8 [C, H, W]: committed tokens and drafts, the noisier the darker; black: no draft yet
+  std::vector<int64_t> passes; // after so many passes, rising
 };
 
 class Pipeline {
@@ -34,6 +51,12 @@ class Pipeline {
   virtual Generated generate(const std::vector<std::string>& prompts, uint64_t seed, int64_t first_index,
                              const GenerateOptions& options) = 0;
   virtual std::string description() const = 0;
+  // Passes, step compression, acceptance and times of finished calls, for decoding.json; null for models without tokens.
+  virtual Json decoding_report(const std::vector<Generated>& runs, const GenerateOptions& options) const;
+  // One image of each prompt (samples 0, 1, ...), up to `pictures` evenly spaced states of each. Empty for decoders without
+  // a window.
+  virtual std::vector<Strip> strips(const std::vector<std::string>& prompts, uint64_t seed, const GenerateOptions& options,
+                                    int64_t pictures);
 };
 // A run folder (its latest checkpoint), a checkpoint, or a model folder with model_index.json.
 std::unique_ptr<Pipeline> load(const std::filesystem::path& folder, at::Device device);

@@ -28,16 +28,16 @@ double unit(uint32_t low, uint32_t high) {  // [0, 1) with 53 bits
   return static_cast<double>(((static_cast<uint64_t>(high) << 32) | low) >> 11) * 0x1.0p-53;
 }
 
-void uniform_row(uint64_t key, float* out, int64_t n) {
-  for (int64_t i = 0; i < n; i += 4) {
-    const Block b = block(key, static_cast<uint64_t>(i / 4));
-    for (int64_t j = 0; j < std::min<int64_t>(4, n - i); ++j)
-      out[i + j] = static_cast<float>(b[static_cast<size_t>(j)] >> 8) * 0x1.0p-24f;  // 24 bits: exact, below 1
+void uniform_row(uint64_t key, int64_t first, float* out, int64_t n) {
+  for (int64_t i = 0; i < n;) {
+    const Block b = block(key, static_cast<uint64_t>((first + i) / 4));
+    for (auto j = static_cast<size_t>((first + i) % 4); j < 4 && i < n; ++j, ++i)
+      out[i] = static_cast<float>(b[j] >> 8) * 0x1.0p-24f;  // 24 bits: exact, below 1
   }
 }
 
 // Box and Muller (1958): two uniforms to two normals. In double, so that the tails reach 8.5 sigma.
-void normal_row(uint64_t key, float* out, int64_t n) {
+void normal_row(uint64_t key, int64_t, float* out, int64_t n) {
   for (int64_t i = 0; i < n; i += 2) {
     const Block b = block(key, static_cast<uint64_t>(i / 2));
     const double radius = std::sqrt(-2.0 * std::log(1.0 - unit(b[0], b[1])));  // 1 - u is in (0, 1]
@@ -47,21 +47,26 @@ void normal_row(uint64_t key, float* out, int64_t n) {
   }
 }
 
-using RowFn = void (*)(uint64_t key, float* out, int64_t n);
+using RowFn = void (*)(uint64_t key, int64_t first, float* out, int64_t n);
 
-Tensor rows_by_id(const Tensor& ids, std::vector<int64_t> shape, RowFn fill,
-                  const std::function<uint64_t(int64_t)>& key) {
+void check_ids(const Tensor& ids) {
   if (ids.dim() != 1 || ids.scalar_type() != at::kLong || !ids.device().is_cpu())
     fail("sample ids must be int64 [N] on the CPU, got {} {}", c10::toString(ids.scalar_type()), ids.dim());
+}
+
+Tensor rows_by_id(const Tensor& ids, const Tensor& first, std::vector<int64_t> shape, RowFn fill,
+                  const std::function<uint64_t(int64_t)>& key) {
+  check_ids(ids);
   shape.insert(shape.begin(), ids.size(0));
-  const Tensor out = at::empty(shape, at::kFloat), index = ids.contiguous();
+  const Tensor out = at::empty(shape, at::kFloat), index = ids.contiguous(), begins = first.defined() ? first.contiguous() : Tensor();
   if (out.numel() == 0) return out;
   const int64_t rows = ids.size(0), columns = out.numel() / rows;
   const int64_t* id = index.const_data_ptr<int64_t>();
+  const int64_t* start = begins.defined() ? begins.const_data_ptr<int64_t>() : nullptr;
   float* data = out.mutable_data_ptr<float>();
   // Threads only share out rows: no value depends on their number.
   at::parallel_for(0, rows, std::max<int64_t>(1, 8192 / columns), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) fill(key(id[i]), data + i * columns, columns);
+    for (int64_t i = begin; i < end; ++i) fill(key(id[i]), start ? start[i] : 0, data + i * columns, columns);
   });
   return out;
 }
@@ -96,11 +101,17 @@ at::Generator generator_for(uint64_t seed, Stream stream, int64_t step, int64_t 
 }
 
 Tensor uniform_by_id(const Tensor& ids, int64_t columns, uint64_t seed, Stream stream, int64_t step) {
-  return rows_by_id(ids, {columns}, uniform_row, [&](int64_t id) { return stream_key(seed, stream, step, id); });
+  return rows_by_id(ids, {}, {columns}, uniform_row, [&](int64_t id) { return stream_key(seed, stream, step, id); });
+}
+
+Tensor uniform_by_id(const Tensor& ids, const Tensor& first, int64_t columns, uint64_t seed, Stream stream, int64_t step) {
+  check_ids(first);
+  if (first.sizes() != ids.sizes()) fail("{} first columns for {} sample ids", first.size(0), ids.size(0));
+  return rows_by_id(ids, first, {columns}, uniform_row, [&](int64_t id) { return stream_key(seed, stream, step, id); });
 }
 
 Tensor normal_by_id(const Tensor& ids, at::IntArrayRef shape, uint64_t seed, Stream stream, int64_t step) {
-  return rows_by_id(ids, shape.vec(), normal_row, [&](int64_t id) { return stream_key(seed, stream, step, id); });
+  return rows_by_id(ids, {}, shape.vec(), normal_row, [&](int64_t id) { return stream_key(seed, stream, step, id); });
 }
 
 }  // namespace fewstep

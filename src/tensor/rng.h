@@ -16,6 +16,8 @@ at::Generator generator_for(uint64_t seed, Stream stream, int64_t step, int64_t 
 
 // [N, columns] float32 in [0, 1): row i depends on ids[i], never on N or the other rows. `ids`: int64 [N], CPU.
 Tensor uniform_by_id(const Tensor& ids, int64_t columns, uint64_t seed, Stream stream, int64_t step);
+// The same from column first[i] of row i on: what longer rows hold there. `first`: int64 [N], CPU.
+Tensor uniform_by_id(const Tensor& ids, const Tensor& first, int64_t columns, uint64_t seed, Stream stream, int64_t step);
 // [N, shape...] standard normal float32, same contract (Box-Muller over the same counters).
 Tensor normal_by_id(const Tensor& ids, at::IntArrayRef shape, uint64_t seed, Stream stream, int64_t step);
 

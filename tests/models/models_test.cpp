@@ -133,6 +133,51 @@ TEST_P(LlamaDecoding, RowsDoNotSeeEachOther) {
 }
 INSTANTIATE_TEST_SUITE_P(PackedOrNot, LlamaDecoding, testing::Bool());
 
+// Rows of different lengths in one pass: each has its own places in the cache, and leaves garbage behind its end.
+TEST_P(LlamaDecoding, RowsWithTheirOwnSlotsEqualSingleRows) {
+  const NoGrad no_grad;
+  const auto c = small_llama();
+  const auto model = make_llama(c);
+  if (GetParam()) model->prepare_inference();
+  const Tensor ids = some_ids(3, 9, c.vocab_size), full = (*model)(ids);
+  models::KvCache cache = model->make_cache(3, 11);
+  for (auto* side : {&cache.keys, &cache.values})
+    for (Tensor& t : *side) t.fill_(100);  // seen by nobody
+  // Row b has length[b] tokens; every pass feeds `count` from there on.
+  const auto feed = [&](const std::vector<int64_t>& length, int64_t count) {
+    const Tensor start = at::tensor(length, at::kLong).unsqueeze(1), at_token = start + at::arange(count, at::kLong);  // [3, count]
+    const int64_t keys = start.max().item<int64_t>() + count;
+    const Tensor mask = at::arange(keys, at::kLong).le(at_token.unsqueeze(2)).unsqueeze(1);
+    const Tensor x = model->embed(ids.gather(1, at_token));
+    const Tensor l = model->logits(model->hidden(x, {.positions = at_token, .mask = mask, .cache = &cache, .slots = at_token, .keys = keys}));
+    EXPECT_LT(max_difference(l, full.gather(1, at_token.unsqueeze(2).expand({-1, -1, c.vocab_size}))), 1e-4);
+  };
+  feed({0, 0, 0}, 5);
+  feed({2, 5, 4}, 3);  // rows 0 and 2 write over what they had behind
+  feed({4, 8, 5}, 1);
+  EXPECT_EQ(cache.length, 0);
+  const Tensor one = at::zeros({3, 1}, at::kLong), x = model->embed(ids.narrow(1, 0, 1));
+  EXPECT_THAT(message_of([&] { model->hidden(x, {.positions = one, .cache = &cache, .slots = one, .keys = 1}); }), HasSubstr("mask"));
+  EXPECT_THAT(message_of([&] { model->hidden(x, {.positions = one, .mask = one.ge(0).view({3, 1, 1, 1}), .cache = &cache, .slots = one, .keys = 12}); }),
+              HasSubstr("capacity 11"));
+}
+
+TEST(Llama, RotatedKeysAreThoseOfAnotherPosition) {
+  const NoGrad no_grad;
+  LlamaConfig c = small_llama();
+  c.num_hidden_layers = 1;
+  const auto model = make_llama(c);
+  const Tensor x = model->embed(some_ids(2, 1, c.vocab_size));
+  const auto keys_at = [&](const Tensor& positions) {  // [2, 1]
+    models::KvCache cache = model->make_cache(2, 1);
+    model->hidden(x, {.positions = positions, .mask = at::ones({1, 1, 1, 1}, at::kBool), .cache = &cache, .slots = at::zeros({2, 1}, at::kLong), .keys = 1});
+    return cache.keys[0].clone();
+  };
+  const Tensor there = at::tensor({3, 7}, at::kLong).view({2, 1}), first = keys_at(at::zeros({2, 1}, at::kLong));
+  EXPECT_LT(max_difference(model->rotate(first, there), keys_at(there)), 1e-5);
+  EXPECT_GT(max_difference(first, keys_at(there)), 1e-2);
+}
+
 // A window of positions and a mask as speculative decoders give them: left padding shifts positions and is masked.
 TEST(Llama, PositionsAndMaskReproduceAnUnpaddedRow) {
   const NoGrad no_grad;
@@ -344,10 +389,27 @@ TEST(SequenceLayout, RowsArePromptThenImage) {
   const Tensor codes = at::tensor({0, 1, 2, 4}, at::kLong).view({1, 2, 2});
   const Tensor rows = l.rows(l.prompts({{7}}), codes);
   EXPECT_TRUE(rows.equal(at::tensor({7, 2, 2, 10, 11, 12, 13, 15}, at::kLong).view({1, 8})));
-  EXPECT_TRUE(l.codes(rows.narrow(1, l.prompt_length(), 4)).equal(codes));
-  EXPECT_EQ(l.image_id_mask().sum().item<int64_t>(), 5);
+  EXPECT_TRUE(l.indices(l.tokens(codes)).equal(codes));
+  EXPECT_TRUE(l.forced_codes().eq(-1).all().item<bool>());
   EXPECT_THROW(l.prompt(std::vector<int64_t>{10}), DataError);
   EXPECT_EQ(models::SequenceLayout::from_json(l.to_json(), "l").to_json(), l.to_json());
+}
+
+TEST(SequenceLayout, RowEndsCloseEveryRow) {
+  models::SequenceLayout l;
+  l.text_vocab = 10, l.pad_id = 2, l.codebook = 5, l.caption_length = 1, l.grid_height = 2, l.grid_width = 2, l.row_end = true;
+  EXPECT_EQ(l.image_vocab(), 6);
+  EXPECT_EQ(l.vocab_size(), 17);
+  EXPECT_EQ(l.row_length(), 3);
+  EXPECT_EQ(l.sequence_length(), 2 + 6);
+  const Tensor codes = at::tensor({0, 1, 2, 4}, at::kLong).view({1, 2, 2});
+  EXPECT_TRUE(l.tokens(codes).equal(at::tensor({0, 1, 5, 2, 4, 5}, at::kLong).view({1, 6})));
+  EXPECT_TRUE(l.tokens(codes.flatten(1)).equal(l.tokens(codes)));
+  EXPECT_TRUE(l.indices(l.tokens(codes)).equal(codes));
+  EXPECT_TRUE(l.rows(l.prompts({{7}}), codes).equal(at::tensor({7, 10, 11, 12, 16, 13, 15, 16}, at::kLong).view({1, 8})));
+  EXPECT_TRUE(l.forced_codes().equal(at::tensor({-1, -1, 5, -1, -1, 5}, at::kLong)));
+  EXPECT_EQ(models::SequenceLayout::from_json(l.to_json(), "l").to_json(), l.to_json());
+  EXPECT_THAT(message_of([&] { l.check(-1, -1, 16, "here"); }), HasSubstr("17 (10 text tokens + 1 + 5 image codes + 1 row end)"));
 }
 
 TEST(SequenceLayout, MismatchNamesBothValues) {

@@ -80,7 +80,10 @@ TEST(Lora, MergedEqualsActive) {
     active = net(input());
   }
   EXPECT_GT((active - base).abs().max().item<double>(), 0.1);
+  const TensorMap merged = merged_state(net, "a", 0.7);
+  EXPECT_TRUE(net(input()).equal(base)) << "the module itself stays as it is";
   merge_adapter(net, "a", 0.7);
+  for (const auto& [name, tensor] : net.state()) EXPECT_TRUE(tensor.equal(merged.at(name))) << name;
   EXPECT_LE((net(input()) - active).abs().max().item<double>(), 2e-6);
   EXPECT_TRUE(net.adapter("a").empty());
 }

@@ -57,7 +57,10 @@ TEST(Metrics, MeansAreSumsOverCounts) {
   a.add("loss", 6.0, 2);
   b.add("loss", at::scalar_tensor(4.0), 3);
   a.merge(b);
-  EXPECT_DOUBLE_EQ(a.reduce(*world).at("loss"), 2.0);
+  a.add("loss_t1", 0.0, 0);
+  const auto means = a.reduce(*world);
+  EXPECT_DOUBLE_EQ(means.at("loss"), 2.0);
+  EXPECT_FALSE(means.contains("loss_t1")) << "nothing fell into it";
   EXPECT_TRUE(a.empty());
 }
 

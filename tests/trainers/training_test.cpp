@@ -1,16 +1,12 @@
 // Training as a user runs it: resume, ranks, faults. Tiny models on Fashion-MNIST, seconds each.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/resource.h>
-
-#include <nlohmann/json.hpp>
 
 #include "src/base/files.h"
-#include "src/base/json.h"
 #include "src/io/checkpoint.h"
 #include "src/io/safetensors.h"
 #include "src/tensor/ops.h"
-#include "tests/support/process.h"
+#include "tests/trainers/training_runs.h"
 
 namespace fewstep {
 namespace {
@@ -20,85 +16,7 @@ using ::testing::HasSubstr;
 using testing::Child;
 using testing::Finished;
 
-constexpr const char* kVq = R"(
-name: vq
-seed: 3
-threads: 1
-data: {kind: fashion_mnist}
-loop: {steps: 6, batch_size: 8, log_every: 1, validation_samples: 16, workers: 1}
-trainer:
-  kind: vq_tokenizer
-  model: {patch_size: 4, block_out_channels: [16], layers_per_block: 1, latent_channels: 4, num_vq_embeddings: 16, norm_num_groups: 4, mid_block_add_attention: false}
-  optimizer: {lr: 2.0e-3, ema_decay: 0.9}
-  adversarial: {weight: 0.1, start: 0.0, discriminator: {channels: 8, layers: 1, norm_groups: 4}, optimizer: {lr: 1.0e-3}}
-)";
-
-constexpr const char* kAr = R"(
-name: ar
-seed: 5
-threads: 1
-data: {kind: fashion_mnist}
-loop: {steps: 6, batch_size: 8, log_every: 1, validation_samples: 16, workers: 1}
-trainer:
-  kind: autoregressive
-  tokenizer: vq
-  model: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2}
-  optimizer: {lr: 2.0e-3, ema_decay: 0.9}
-)";
-
-// One scratch folder for all tests; the tokenizer every transformer needs is trained once.
-class Training : public ::testing::Test {
- protected:
-  static void SetUpTestSuite() {
-    root() = fs::temp_directory_path() / ("fewstep-training-" + std::to_string(getpid()));
-    fs::create_directories(root());
-    write_text_atomic(root() / "vq.yaml", kVq);
-    write_text_atomic(root() / "ar.yaml", kAr);
-    const Finished vq = train("vq.yaml", "vq");
-    ASSERT_EQ(vq.code, 0) << vq.output;
-  }
-  static void TearDownTestSuite() { fs::remove_all(root()); }
-
-  static fs::path& root() {
-    static fs::path path;
-    return path;
-  }
-  static std::vector<std::string> arguments(const std::string& config, const std::string& run, std::vector<std::string> more) {
-    std::vector<std::string> a = {FEWSTEP_BINARY, "train", (root() / config).string(), "--run-dir", (root() / run).string()};
-    if (config == "ar.yaml") a.push_back("trainer.tokenizer=" + (root() / "vq").string());
-    a.insert(a.end(), more.begin(), more.end());
-    return a;
-  }
-  static Finished train(const std::string& config, const std::string& run, std::vector<std::string> more = {}) {
-    return Child(arguments(config, run, std::move(more)), root()).wait();
-  }
-  static TensorMap weights(const std::string& run, int64_t step, const std::string& stem = "weights") {
-    return io::Safetensors(io::checkpoint_path(root() / run, step) / (stem + ".safetensors")).all();
-  }
-  static std::vector<double> losses(const std::string& run, const std::string& key) {
-    std::vector<double> out;
-    std::istringstream lines(read_text(root() / run / "metrics.jsonl"));
-    for (std::string line; std::getline(lines, line);)
-      if (const Json j = Json::parse(line); j["group"] == "train") out.push_back(j[key]);
-    return out;
-  }
-  static void expect_same_files(const std::string& a, const std::string& b, int64_t step) {
-    for (const auto& entry : fs::directory_iterator(io::checkpoint_path(root() / a, step))) {
-      if (entry.path().extension() != ".safetensors") continue;
-      EXPECT_EQ(read_text(entry.path()), read_text(io::checkpoint_path(root() / b, step) / entry.path().filename()))
-          << entry.path().filename();
-    }
-  }
-  // |a - b| / |a| over all weights.
-  static double relative_difference(const TensorMap& a, const TensorMap& b) {
-    double difference = 0, norm = 0;
-    for (const auto& [name, t] : a) {
-      difference += (t - b.at(name)).to(at::kDouble).square().sum().item<double>();
-      norm += t.to(at::kDouble).square().sum().item<double>();
-    }
-    return std::sqrt(difference / norm);
-  }
-};
+using Training = testing::TrainingRuns;
 
 TEST_F(Training, ResumeEqualsUninterruptedBitForBit) {
   for (const std::string kind : {"vq", "ar"}) {

@@ -1,0 +1,31 @@
+// Training as a user runs it, in one scratch folder for all tests of a program: tiny models on Fashion-MNIST, seconds each.
+#pragma once
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "src/tensor/tensor.h"
+#include "tests/support/process.h"
+
+namespace fewstep::testing {
+
+// The configs vq.yaml and ar.yaml; the tokenizer every transformer needs is trained once, as run `vq`.
+class TrainingRuns : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite();
+  static void TearDownTestSuite();
+
+  static std::filesystem::path& root();
+  static void write_config(const std::string& name, std::string text);  // ROOT in `text` stands for the scratch folder
+  static std::vector<std::string> arguments(const std::string& config, const std::string& run, std::vector<std::string> more);
+  static Finished train(const std::string& config, const std::string& run, std::vector<std::string> more = {});
+  static TensorMap weights(const std::string& run, int64_t step, const std::string& stem = "weights");
+  // A metric in every line of `group` that has it.
+  static std::vector<double> losses(const std::string& run, const std::string& key, const std::string& group = "train");
+  static void expect_same_files(const std::string& a, const std::string& b, int64_t step);  // a checkpoint's safetensors
+  static double relative_difference(const TensorMap& a, const TensorMap& b);                // |a - b| / |a| over all weights
+};
+
+}  // namespace fewstep::testing
