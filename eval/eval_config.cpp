@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "eval/metrics.h"
+#include "eval/token_metrics.h"
 #include "src/base/table.h"
 #include "src/tensor/ops.h"
 
@@ -10,16 +11,45 @@ namespace fewstep::eval {
 namespace {
 
 // Names of a list that must be in a table: every unknown one is reported with the known ones.
-template <class Entry>
 void check_names(config::Visitor& v, std::string_view key, const std::vector<std::string>& given,
-                 std::span<const Entry> table) {
-  const std::vector<std::string> known = names_of(table);
+                 const std::vector<std::string>& known) {
   for (const std::string& name : given)
     v.check(std::find(known.begin(), known.end(), name) != known.end(), key, not_one_of(name, known));
 }
 
 bool has(const std::vector<std::string>& list, std::string_view name) {
   return std::find(list.begin(), list.end(), name) != list.end();
+}
+
+void describe_measurement(config::Visitor& v, EvalConfig& c) {
+  v.field(
+      "sets", c.sets,
+      "what is measured: real, reconstructions, samples, compositional, gaussian, independent_tokens, half_resolution");
+  check_names(v, "sets", c.sets, names_of(image_set_kinds()));
+  v.require("metrics");
+  v.field(
+      "metrics", c.metrics,
+      "what is measured on each: fd, kd, prdc, class_accuracy, attribute_accuracy, clip_score; and on the tokens of "
+      "samples: token_nll, draft_stability, noise_snr");
+  std::vector<std::string> known = names_of(metric_kinds());
+  for (const TokenMetricKind& kind : token_metric_kinds()) known.emplace_back(kind.name);
+  check_names(v, "metrics", c.metrics, known);
+}
+
+void check_rules(config::Visitor& v, const EvalConfig& c) {
+  v.check(c.model.empty() || c.images.empty(), "images", "give either 'model' or 'images', not both");
+  v.check(!has(c.sets, "samples") || !c.model.empty() || !c.images.empty(), "sets",
+          "'samples' needs 'model' or 'images'");
+  v.check(!has(c.sets, "compositional") || !c.model.empty(), "sets", "'compositional' needs 'model'");
+  v.check(!c.qualify || !c.judge.empty(), "qualify", "needs 'judge'");
+  const bool tokens = std::any_of(c.metrics.begin(), c.metrics.end(), is_token_metric);
+  const bool drawn = has(c.sets, "samples") && !c.model.empty();
+  v.check(!tokens || drawn, "metrics", "token metrics need 'model' and 'samples' among 'sets'");
+  v.check(c.paired_with.empty() || drawn, "paired_with", "needs 'model' and 'samples' among 'sets'");
+  const auto decoder = c.generate.decoder.kind;
+  v.check(!has(c.metrics, "draft_stability") ||
+              (decoder != decoding::DecoderKind::ar && decoder != decoding::DecoderKind::zipar),
+          "metrics", fmt::format("draft_stability: the decoder '{}' keeps no drafts", decoding::name_of(decoder)));
 }
 
 }  // namespace
@@ -66,28 +96,23 @@ void describe(config::Visitor& v, EvalConfig& c) {
   v.field("reference_samples", c.reference_samples, "real images distances are taken to; never among the sets",
           config::Range{2.0});
   v.field("compositional_samples", c.compositional_samples, "N of the held-out combinations", config::kAtLeastOne);
-  v.field(
-      "sets", c.sets,
-      "what is measured: real, reconstructions, samples, compositional, gaussian, independent_tokens, half_resolution");
-  check_names(v, "sets", c.sets, image_set_kinds());
-  v.require("metrics");
-  v.field("metrics", c.metrics,
-          "what is measured on each: fd, kd, prdc, class_accuracy, attribute_accuracy, clip_score");
-  check_names(v, "metrics", c.metrics, metric_kinds());
+  describe_measurement(v, c);
   v.field("prompts_file", c.prompts_file, "text file, one prompt a line; empty: captions of the test split");
   v.field("generate", c.generate, "guidance, temperature, ...: as on the command line of `fewstep sample`");
   v.field("latency", c.latency, "latency of the pipeline");
   v.field("qualify", c.qualify, "test first whether the judge is fit for Frechet distance");
   v.field("qualified_by", c.qualified_by, "results.json of a run that qualified the same weights");
+  v.field(
+      "paired_with", c.paired_with,
+      "folder of another evaluation with the same captions and seed: relative differences of its samples to these, and "
+      "whether a classifier tells their tokens apart");
   v.field("report", c.report, "write report.html");
   v.field("title", c.title, "of the report; empty: the name");
-  v.field("report_prompts", c.report_prompts, "prompts shown with eight samples each", config::kNonNegative);
+  v.field("report_prompts", c.report_prompts,
+          "prompts shown with eight samples each; decoders with a window beside plain autoregressive decoding",
+          config::kNonNegative);
   v.field("training_runs", c.training_runs, "run folders whose loss curves the report shows");
-  v.check(c.model.empty() || c.images.empty(), "images", "give either 'model' or 'images', not both");
-  v.check(!has(c.sets, "samples") || !c.model.empty() || !c.images.empty(), "sets",
-          "'samples' needs 'model' or 'images'");
-  v.check(!has(c.sets, "compositional") || !c.model.empty(), "sets", "'compositional' needs 'model'");
-  v.check(!c.qualify || !c.judge.empty(), "qualify", "needs 'judge'");
+  check_rules(v, c);
 }
 
 }  // namespace fewstep::eval

@@ -32,12 +32,13 @@ struct EvalConfig {
   std::string clip, clip_name = "clip";
   int64_t num_samples = 2000, reference_samples = 5000, compositional_samples = 500;
   std::vector<std::string> sets = {"real", "samples"};
-  std::vector<std::string> metrics;
-  std::string prompts_file;  // empty: captions of the test split
+  std::vector<std::string> metrics;  // metrics.h of images, token_metrics.h of tokens
+  std::string prompts_file;          // empty: captions of the test split
   pipelines::GenerateOptions generate;
   LatencyConfig latency;
   bool qualify = false;
   std::string qualified_by;  // results.json of a run that qualified the same weights
+  std::string paired_with;   // folder of another evaluation whose samples have the same captions and seed
   bool report = true;
   std::string title;
   int64_t report_prompts = 8;

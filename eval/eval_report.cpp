@@ -1,5 +1,6 @@
 #include "eval/eval_report.h"
 
+#include "eval/decoding_section.h"
 #include "src/base/text.h"
 #include "src/tensor/ops.h"
 
@@ -124,10 +125,12 @@ std::vector<ReportHeadline> headlines_of(const Results& results) {
                          : fmt::format("real images {}", card.share ? percent(*real) : format_number(real->value))});
   }
   for (const ResultRow& row : results.rows)
+    for (ReportHeadline& card : decoding_headlines(row)) out.push_back(std::move(card));
+  for (const ResultRow& row : results.rows)
     if (row.latency.runs > 0)
-      out.push_back(
-          {"Latency p50", human_duration(row.latency.p50),
-           fmt::format("p95 {}; batch {}, {} steps", human_duration(row.latency.p95), row.latency.batch, row.steps)});
+      out.push_back({"Latency p50", human_duration(row.latency.p50),
+                     fmt::format("p95 {}; batch {}, {:.4g} steps", human_duration(row.latency.p95), row.latency.batch,
+                                 row.steps)});
   if (results.qualification)
     out.push_back({"Encoder", results.qualification->passed ? "qualified" : "not qualified",
                    results.qualification->passed ? "ranks known sets in order" : "see the reasons below",
@@ -147,6 +150,9 @@ Report make_eval_report(const EvalConfig& c, const Results& results, ImageSets& 
   if (wanted(c, "samples")) report.sections.push_back(sample_section(sets, test));
   if (wanted(c, "samples") && !c.model.empty() && c.report_prompts > 0)
     report.sections.push_back(prompt_section(c, sets));
+  for (const ResultRow& row : results.rows)
+    if (row.metrics.contains("step_compression"))  // the set `samples` of an autoregressive model
+      report.sections.push_back(decoding_section(gather_decoding(c, sets), row));
   if (wanted(c, "reconstructions")) report.sections.push_back(reconstruction_section(sets));
   report.sections.push_back(results_section(results));
   if (results.qualification) report.sections.push_back(qualification_section(*results.qualification));

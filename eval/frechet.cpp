@@ -64,21 +64,47 @@ double frechet_distance(const FeatureStatistics& a, const FeatureStatistics& b, 
   return FrechetReference(a).distance(b, details);
 }
 
+namespace {
+
+// Half width of the 95 % interval from the values with one of G groups left out each.
+double jackknife_interval(const std::vector<double>& left_out) {
+  const double G = static_cast<double>(left_out.size());
+  double mean = 0, squares = 0;
+  for (double d : left_out) mean += d / G;
+  for (double d : left_out) squares += (d - mean) * (d - mean);
+  return student_t95(static_cast<int64_t>(left_out.size()) - 1) * std::sqrt(squares * (G - 1) / G);
+}
+
+}  // namespace
+
 Value frechet_with_interval(const FrechetReference& reference, const GroupedStatistics& samples) {
   Value value{.value = reference.distance(samples.total()), .n = samples.count()};
   const int64_t G = samples.groups();
   // Below two samples a group the replicates say nothing.
   if (G < 3 || samples.count() < 2 * G) return value;
   std::vector<double> left_out;
-  double mean = 0;
-  for (int64_t g = 0; g < G; ++g) {
-    left_out.push_back(reference.distance(samples.all_but(g)));
-    mean += left_out.back() / static_cast<double>(G);
-  }
-  double squares = 0;
-  for (double d : left_out) squares += (d - mean) * (d - mean);
-  const double variance = squares * static_cast<double>(G - 1) / static_cast<double>(G);
-  value.ci95 = student_t95(G - 1) * std::sqrt(variance);
+  for (int64_t g = 0; g < G; ++g) left_out.push_back(reference.distance(samples.all_but(g)));
+  value.ci95 = jackknife_interval(left_out);
+  return value;
+}
+
+Value frechet_difference(const FrechetReference& reference, const GroupedStatistics& own,
+                         const GroupedStatistics& baseline) {
+  const int64_t G = own.groups();
+  if (own.count() != baseline.count() || G != baseline.groups())
+    fail("frechet_difference: {} samples in {} groups against {} in {}; pairs need equal numbers", own.count(), G,
+         baseline.count(), baseline.groups());
+  const auto relative = [&](const FeatureStatistics& a, const FeatureStatistics& b) {
+    const double d = reference.distance(b);
+    if (d <= 0)
+      fail<NumericError>("frechet_difference: the baseline's distance is {}, nothing can be relative to it", d);
+    return (reference.distance(a) - d) / d;
+  };
+  Value value{.value = relative(own.total(), baseline.total()), .n = own.count()};
+  if (G < 3 || own.count() < 2 * G) return value;
+  std::vector<double> left_out;
+  for (int64_t g = 0; g < G; ++g) left_out.push_back(relative(own.all_but(g), baseline.all_but(g)));
+  value.ci95 = jackknife_interval(left_out);
   return value;
 }
 

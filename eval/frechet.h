@@ -33,6 +33,12 @@ double frechet_distance(const FeatureStatistics& a, const FeatureStatistics& b, 
 // a bootstrap that draws with replacement would add a bias of its own (duplicates shrink the covariance).
 Value frechet_with_interval(const FrechetReference& reference, const GroupedStatistics& samples);
 
+// (FD(own) - FD(baseline)) / FD(baseline) and its interval, both distances to `reference`. Sample i of both sets
+// belongs together (the same caption): leaving out the same group of both cancels what they share, so that a difference
+// far below either distance's own interval can be told. Equal N of both cancels most of the bias of 1/N as well.
+Value frechet_difference(const FrechetReference& reference, const GroupedStatistics& own,
+                         const GroupedStatistics& baseline);
+
 // Two-sided 95 % quantile of Student's t.
 double student_t95(int64_t degrees_of_freedom);
 

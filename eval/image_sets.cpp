@@ -143,20 +143,30 @@ ImageSet ImageSets::generate(const std::vector<std::string>& prompts, Tensor lab
                              const std::string& label) {
   ImageSet set{.label = {}, .images = {}, .captions = prompts, .labels = std::move(labels)};
   const auto total = static_cast<int64_t>(prompts.size());
-  std::vector<Tensor> images;
+  std::vector<Tensor> images, tokens;
   Progress progress(label, total);
   for (int64_t i = 0; i < total; i += config_.generate.batch_size) {
     if (signals::stop_requested()) throw Interrupted("evaluation stopped while sampling; nothing was written");
     const int64_t end = std::min(i + config_.generate.batch_size, total);
-    const auto made = pipeline().generate(slice_of(prompts, i, end), static_cast<uint64_t>(config_.seed),
-                                          first_index + i, config_.generate);
+    set.runs.push_back(pipeline().generate(slice_of(prompts, i, end), static_cast<uint64_t>(config_.seed),
+                                           first_index + i, config_.generate));
+    const pipelines::Generated& made = set.runs.back();
     images.push_back(made.images);
-    set.steps = made.steps, set.nfe = made.nfe;
-    if (made.tokens.defined()) set.tokens = made.tokens.size(1);
+    if (made.tokens.defined()) tokens.push_back(made.tokens);
+    const double share = static_cast<double>(end - i) / static_cast<double>(total);
+    set.steps += share * made.steps, set.nfe += share * made.nfe, set.step_compression += share * made.step_compression;
     progress.update(end);
   }
   progress.finish();
   set.images = at::cat(images);
+  if (!tokens.empty()) set.tokens = at::cat(tokens);
+  int64_t first = 0;
+  for (pipelines::Generated& run : set.runs) {  // one copy of everything, not two
+    const int64_t n = run.images.size(0);
+    run.images = set.images.narrow(0, first, n);
+    if (run.tokens.defined()) run.tokens = set.tokens.narrow(0, first, n);
+    first += n;
+  }
   return set;
 }
 

@@ -13,10 +13,14 @@ namespace fewstep::eval {
 
 struct ImageSet {
   std::string label;
-  Tensor images;                           // uint8 [N, C, H, W]
-  std::vector<std::string> captions;       // N
-  Tensor labels;                           // int64 [N], -1 unknown
-  int64_t steps = 0, nfe = 0, tokens = 0;  // per image; 0: not made by a model
+  Tensor images;                      // uint8 [N, C, H, W]
+  std::vector<std::string> captions;  // N
+  Tensor labels;                      // int64 [N], -1 unknown
+  // Of sets a model made, else empty and 0:
+  double steps = 0, nfe = 0;                    // per image, the mean
+  double step_compression = 0;                  // mean over images of tokens / steps
+  Tensor tokens = {};                           // int64 [N, L] of autoregressive models
+  std::vector<pipelines::Generated> runs = {};  // one a batch; their images and tokens are views of those above
 };
 
 // Makes each set once. The test split is permuted by the seed: the first `reference_samples` are the reference, the

@@ -10,7 +10,15 @@ namespace fewstep::eval {
 namespace {
 
 // Names readers take for the published protocol. Compared without case, '-', '_' and ' '.
-constexpr std::array<std::string_view, 6> kEstablished = {"fid", "kid", "clipscore", "is", "inceptionscore", "cmmd"};
+constexpr std::array<std::string_view, 10> kEstablished = {
+    "fid", "kid", "clipscore", "is", "inceptionscore", "cmmd", "geneval", "hpsv2", "pickscore", "imagereward"};
+// Ours, but nothing without the encoder's name and hash.
+constexpr std::array<std::string_view, 8> kOfEncoder = {"FD",     "KD",      "FD_difference", "precision",
+                                                        "recall", "density", "coverage",      "class_accuracy"};
+// Before the brackets.
+constexpr std::array<std::string_view, 12> kOfGenerator = {
+    "step_compression", "passes",        "ms_per_pass",          "tokens_per_second", "decoder_overhead", "speed_up",
+    "token_nll",        "token_outside", "token_nll_difference", "token_auc",         "draft_stability",  "noise_snr"};
 
 std::string squeeze(std::string_view name) {
   std::string out;
@@ -39,6 +47,8 @@ void check_metric_name(std::string_view name, std::span<const EncoderIdentity> e
   const size_t bracket = name.find('[');
   const std::string_view bare = name.substr(0, bracket);
   if (name.find('@') != std::string_view::npos) return;  // says which encoder it is
+  if (std::find(kOfEncoder.begin(), kOfEncoder.end(), bare) != kOfEncoder.end())
+    fail<ConfigError>("'{}' says nothing without its encoder, as in {}[judge@1a2b3c4d]", name, bare);
   if (std::find(kEstablished.begin(), kEstablished.end(), squeeze(bare)) == kEstablished.end()) return;
   for (const OfficialWeights& w : allowed)
     for (const EncoderIdentity& e : encoders)
@@ -47,6 +57,10 @@ void check_metric_name(std::string_view name, std::span<const EncoderIdentity> e
       "'{}' may only be printed for the published network's weights; name the encoder instead, as in "
       "FD[judge@1a2b3c4d], KD[...], CLIPScore[...]",
       name);
+}
+
+bool is_generator_metric(std::string_view name) {
+  return std::find(kOfGenerator.begin(), kOfGenerator.end(), name.substr(0, name.find('['))) != kOfGenerator.end();
 }
 
 }  // namespace fewstep::eval

@@ -22,8 +22,13 @@ std::span<const OfficialWeights> official_weights();
 std::string metric_name(std::string_view metric, const EncoderIdentity& encoder, std::string_view detail = {},
                         std::span<const OfficialWeights> allowed = official_weights());
 // Throws ConfigError when `name` is an established one ("FID", "CLIP-Score", ...) that names no encoder, and none of
-// the encoders in use earns it: the gate results.json, and with it every table, passes.
+// the encoders in use earns it, or one of ours that only means something together with its encoder ("FD", "recall"):
+// the gate results.json, and with it every table, passes.
 void check_metric_name(std::string_view name, std::span<const EncoderIdentity> encoders,
                        std::span<const OfficialWeights> allowed = official_weights());
+
+// Of what a model's decoder did or drew (step_compression, passes, token_nll, ...), not of how images look: measured
+// for the set `samples` only, and shown apart from the image sets.
+bool is_generator_metric(std::string_view name);
 
 }  // namespace fewstep::eval

@@ -52,6 +52,7 @@ std::string group_of(const std::string& metric) {
   if (metric.starts_with("attribute_accuracy")) return "Attributes measured in the pixels, against the caption";
   if (metric.starts_with("CLIP")) return "Image and caption";
   if (metric.starts_with("class_accuracy")) return "Image and caption";
+  if (metric.starts_with("FD_difference")) return "Samples against those of the paired evaluation";
   return "Against real images";
 }
 
@@ -117,6 +118,7 @@ ReportSection results_section(const Results& results) {
   std::map<std::string, std::vector<std::string>> groups;
   std::vector<std::string> order;
   for (const std::string& metric : metric_names(results.rows)) {
+    if (is_generator_metric(metric)) continue;  // they have a section of their own
     const std::string group = group_of(metric);
     if (groups[group].empty()) order.push_back(group);
     groups[group].push_back(metric);
@@ -157,8 +159,9 @@ ReportSection latency_section(const std::vector<ResultRow>& rows) {
     if (row.latency.runs == 0) continue;
     const Latency& l = row.latency;
     table.rows.push_back({row.label, std::to_string(l.batch), human_duration(l.p50), human_duration(l.p95),
-                          format_number(static_cast<double>(l.batch) / l.p50), std::to_string(row.steps),
-                          std::to_string(row.nfe), row.step_compression > 0 ? format_number(row.step_compression) : "-",
+                          format_number(static_cast<double>(l.batch) / l.p50), fmt::format("{:.4g}", row.steps),
+                          fmt::format("{:.4g}", row.nfe),
+                          row.step_compression > 0 ? format_number(row.step_compression) : "-",
                           std::to_string(l.runs)});
   }
   table.note = "Wall-clock of one call of the whole pipeline, text to pixels, after warm-up.";

@@ -23,15 +23,17 @@ Json value_json(const Value& v) {
   return j;
 }
 
+Json latency_json(const Latency& l) {
+  Json j = {{"p50", l.p50}, {"p95", l.p95}, {"batch", l.batch}, {"runs", l.runs}, {"warmup", l.warmup}};
+  if (l.inner_p50 > 0) j["inner_p50"] = l.inner_p50;
+  return j;
+}
+
 Json row_json(const ResultRow& row) {
   Json j = {{"label", row.label}, {"metrics", Json::object()}};
   for (const auto& [name, value] : row.metrics) j["metrics"][name] = value_json(value);
-  if (row.latency.runs > 0)
-    j["seconds"] = {{"p50", row.latency.p50},
-                    {"p95", row.latency.p95},
-                    {"batch", row.latency.batch},
-                    {"runs", row.latency.runs},
-                    {"warmup", row.latency.warmup}};
+  if (row.latency.runs > 0) j["seconds"] = latency_json(row.latency);
+  if (row.latency_ar.runs > 0) j["seconds_ar"] = latency_json(row.latency_ar);
   if (row.steps > 0) j["steps"] = row.steps;
   if (row.nfe > 0) j["nfe"] = row.nfe;
   if (row.step_compression > 0) j["step_compression"] = row.step_compression;
@@ -61,23 +63,26 @@ Value value_from(const Json& j, const std::string& where) {
   return v;
 }
 
+Latency latency_from(const Json& j, const std::string& where) {
+  Latency l{.p50 = member<double>(j, "p50", where),
+            .p95 = member<double>(j, "p95", where),
+            .batch = member<int64_t>(j, "batch", where),
+            .runs = member<int64_t>(j, "runs", where),
+            .warmup = member<int64_t>(j, "warmup", where)};
+  if (j.contains("inner_p50")) l.inner_p50 = member<double>(j, "inner_p50", where);
+  return l;
+}
+
 ResultRow row_from(const Json& j, const std::string& where) {
   ResultRow row;
   row.label = member<std::string>(j, "label", where);
   const Json metrics = member<Json>(j, "metrics", where);
   for (const auto& [name, value] : metrics.items())
     row.metrics[name] = value_from(value, fmt::format("{}.metrics.{}", where, name));
-  if (j.contains("seconds")) {
-    const std::string at = where + ".seconds";
-    const Json& s = j["seconds"];
-    row.latency = {.p50 = member<double>(s, "p50", at),
-                   .p95 = member<double>(s, "p95", at),
-                   .batch = member<int64_t>(s, "batch", at),
-                   .runs = member<int64_t>(s, "runs", at),
-                   .warmup = member<int64_t>(s, "warmup", at)};
-  }
-  if (j.contains("steps")) row.steps = member<int64_t>(j, "steps", where);
-  if (j.contains("nfe")) row.nfe = member<int64_t>(j, "nfe", where);
+  if (j.contains("seconds")) row.latency = latency_from(j["seconds"], where + ".seconds");
+  if (j.contains("seconds_ar")) row.latency_ar = latency_from(j["seconds_ar"], where + ".seconds_ar");
+  if (j.contains("steps")) row.steps = member<double>(j, "steps", where);
+  if (j.contains("nfe")) row.nfe = member<double>(j, "nfe", where);
   if (j.contains("step_compression")) row.step_compression = member<double>(j, "step_compression", where);
   if (j.contains("tflop")) row.tflop = member<double>(j, "tflop", where);
   row.seeds = member<std::vector<int64_t>>(j, "seeds", where);

@@ -14,17 +14,19 @@
 namespace fewstep::eval {
 
 struct Latency {
-  double p50 = 0, p95 = 0;  // seconds of one call
+  double p50 = 0, p95 = 0;  // seconds of one call, text to pixels
   int64_t batch = 0, runs = 0, warmup = 0;
+  double inner_p50 = 0;  // of these, drawing tokens; 0: a model without tokens
 };
 
 struct ResultRow {
   std::string label;
   std::map<std::string, Value> metrics;  // honest name -> value
   Latency latency = {};                  // runs == 0: not measured
-  int64_t steps = 0, nfe = 0;            // model calls per image; 0: no model made these images
-  double step_compression = 0;           // tokens / steps
-  double tflop = 0;                      // per image; 0: unknown
+  Latency latency_ar = {};      // of the decoder `ar` with the same model, measured in turns; runs == 0: not measured
+  double steps = 0, nfe = 0;    // model calls per image, their mean; 0: no model made these images
+  double step_compression = 0;  // mean over images of tokens / steps; 0: not an autoregressive model
+  double tflop = 0;             // per image; 0: unknown
   std::vector<int64_t> seeds = {};
 };
 

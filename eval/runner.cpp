@@ -3,10 +3,12 @@
 #include <ATen/Parallel.h>
 
 #include <chrono>
-#include <thread>
+#include <iterator>
+#include <optional>
 
 #include "datasets/fashion_mnist.h"
 #include "eval/eval_report.h"
+#include "eval/token_metrics.h"
 #include "src/base/error.h"
 #include "src/base/files.h"
 #include "src/base/hash.h"
@@ -102,15 +104,60 @@ Facts provenance_of(EvalConfig& c, const Dataset& test, const Judges& j) {
   facts.emplace_back("guidance", fmt::format("{}", c.generate.guidance));
   facts.emplace_back("temperature, top-k, top-p",
                      fmt::format("{}, {}, {}", c.generate.temperature, c.generate.top_k, c.generate.top_p));
+  const std::string options = pipelines::changed_options(c.generate);
+  facts.emplace_back("decoding", options.empty() ? "defaults" : options);
+  if (!c.paired_with.empty()) facts.emplace_back("paired with", c.paired_with);
   return facts;
 }
 
 ResultRow row_of(const ImageSet& set, const EvalConfig& c) {
   ResultRow row{.label = set.label, .metrics = {}};
-  row.steps = set.steps, row.nfe = set.nfe, row.seeds = {c.seed};
-  if (set.tokens > 0 && set.steps > 0)
-    row.step_compression = static_cast<double>(set.tokens) / static_cast<double>(set.steps);
+  row.steps = set.steps, row.nfe = set.nfe, row.step_compression = set.step_compression, row.seeds = {c.seed};
   return row;
+}
+
+SampleRecord record_of(const EvalConfig& c, const ImageSet& set, const Tensor& features, const Judges& j,
+                       const std::string& protocol) {
+  SampleRecord record{
+      .tokens = set.tokens, .features = features, .caption_keys = caption_keys(set.captions), .seed = c.seed};
+  if (j.judge) record.judge = metric_name("FD", j.judge->identity());
+  record.model = hash_weights(find_component(c.model, {"LlamaForCausalLM"}));
+  record.decoding = pipelines::changed_options(c.generate), record.protocol = protocol;
+  return record;
+}
+
+void measure_latency(const EvalConfig& c, ImageSets& sets, const ImageSet& set, bool tokens, ResultRow& row) {
+  std::vector<pipelines::GenerateOptions> settings = {c.generate};
+  if (tokens && c.generate.decoder.kind != decoding::DecoderKind::ar) settings.push_back(autoregressive(c.generate));
+  const std::vector<Timing> timings = measure_in_turns(sets.pipeline(), set.captions, c, settings);
+  row.latency = timings[0].latency;
+  if (timings.size() == 1) return;
+  row.latency_ar = timings[1].latency;
+  row.metrics["speed_up[ar]"] = speed_up(timings[1].seconds, timings[0].seconds);
+}
+
+// What only a set made by a model has: passes, tokens, latency. The set is kept beside the results for other
+// evaluations.
+void measure_generator(const EvalConfig& c, ImageSets& sets, const ImageSet& set, const Tensor& features,
+                       const Judges& j, const std::string& protocol, ResultRow& row) {
+  const auto* pipeline = dynamic_cast<const pipelines::AutoregressivePipeline*>(&sets.pipeline());
+  if (pipeline) {
+    row.metrics.merge(decoding_values(pipeline->statistics(set.runs), decoding::lossy(c.generate.decoder)));
+    const SampleRecord own = record_of(c, set, features, j, protocol);
+    std::optional<SampleRecord> baseline;
+    if (!c.paired_with.empty()) baseline = load_baseline(c.paired_with, own);
+    row.metrics.merge(token_values({.pipeline = *pipeline,
+                                    .config = c,
+                                    .samples = set,
+                                    .own = own,
+                                    .baseline = baseline ? &*baseline : nullptr,
+                                    .reference = j.reference.get()}));
+    save_samples(output_folder(c) / "samples.safetensors", own);
+  } else if (!c.paired_with.empty() || std::any_of(c.metrics.begin(), c.metrics.end(), is_token_metric)) {
+    fail<ConfigError>("{}: {}; token metrics and paired_with need an autoregressive model", c.model,
+                      sets.pipeline().description());
+  }
+  if (c.latency.runs > 0) measure_latency(c, sets, set, pipeline != nullptr, row);
 }
 
 bool follows_distribution(const std::string& set, const EvalConfig& c) {
@@ -124,13 +171,14 @@ bool follows_distribution(const std::string& set, const EvalConfig& c) {
 fs::path output_folder(const EvalConfig& c) { return c.out.empty() ? fs::path("runs") / c.name : fs::path(c.out); }
 
 std::map<std::string, Value> measure(const ImageSet& set, bool distribution, const std::vector<std::string>& names,
-                                     const MetricContext& context) {
+                                     const MetricContext& context, Tensor* features) {
   const NoGrad no_grad;
   std::vector<std::unique_ptr<Metric>> metrics;
   for (const std::string& name : names) {
     const MetricKind& kind = find_entry(metric_kinds(), name, "metric");
     if (distribution || !kind.distribution) metrics.push_back(kind.make(context));
   }
+  std::vector<Tensor> parts;
   const int64_t N = set.images.size(0);
   for (int64_t i = 0; i < N; i += 250) {
     const int64_t end = std::min<int64_t>(i + 250, N);
@@ -142,9 +190,11 @@ std::map<std::string, Value> measure(const ImageSet& set, bool distribution, con
     if (context.judge) {
       Encoded encoded = context.judge->encode(batch.images);
       batch.features = encoded.features, batch.logits = encoded.logits;
+      if (features) parts.push_back(encoded.features);
     }
     for (const auto& metric : metrics) metric->add(batch);
   }
+  if (features && !parts.empty()) *features = at::cat(parts);
   std::map<std::string, Value> values;
   for (const auto& metric : metrics) values.merge(metric->result());
   return values;
@@ -167,36 +217,6 @@ void mark_unqualified(std::vector<ResultRow>& rows, const EncoderIdentity& judge
     for (auto& [name, value] : row.metrics)
       if (name.find(tag) != std::string::npos && !name.starts_with("class_accuracy"))
         value.note = "encoder not qualified";
-}
-
-double percentile(std::vector<double> values, double p) {
-  FEW_CHECK(!values.empty(), "percentile of nothing");
-  std::sort(values.begin(), values.end());
-  const auto rank = static_cast<int64_t>(std::ceil(p * static_cast<double>(values.size())));
-  return values[static_cast<size_t>(std::clamp<int64_t>(rank - 1, 0, static_cast<int64_t>(values.size()) - 1))];
-}
-
-Latency measure_latency(pipelines::Pipeline& pipeline, const std::vector<std::string>& prompts, const EvalConfig& c) {
-  const LatencyConfig& l = c.latency;
-  pipelines::GenerateOptions options = c.generate;
-  options.batch_size = l.batch_size;
-  std::vector<double> seconds;
-  Progress progress("latency", l.warmup + l.runs);
-  for (int64_t run = 0; run < l.warmup + l.runs; ++run) {
-    std::vector<std::string> batch;
-    for (int64_t i = 0; i < l.batch_size; ++i)
-      batch.push_back(prompts[static_cast<size_t>(run * l.batch_size + i) % prompts.size()]);
-    const auto start = Clock::now();
-    pipeline.generate(batch, static_cast<uint64_t>(c.seed), run * l.batch_size, options);
-    if (run >= l.warmup) seconds.push_back(seconds_since(start));
-    progress.update(run + 1);
-  }
-  progress.finish();
-  return {.p50 = percentile(seconds, 0.5),
-          .p95 = percentile(seconds, 0.95),
-          .batch = l.batch_size,
-          .runs = l.runs,
-          .warmup = l.warmup};
 }
 
 Results run_evaluation(EvalConfig& c, at::Device device) {
@@ -223,13 +243,18 @@ Results run_evaluation(EvalConfig& c, at::Device device) {
   if (c.qualify)
     log::info("encoder qualification\n{}", format_qualification(*results.qualification)), lap("qualification");
 
+  results.protocol = fmt::format("{}; N = {} a set against {} disjoint real images; prompts: {}; seed {}",
+                                 test->description(), c.num_samples, c.reference_samples,
+                                 c.prompts_file.empty() ? "captions of the test split" : c.prompts_file, c.seed);
+  std::vector<std::string> of_images;
+  std::remove_copy_if(c.metrics.begin(), c.metrics.end(), std::back_inserter(of_images), is_token_metric);
   for (const std::string& name : c.sets) {
     const ImageSet& set = sets.get(name);
     lap("making: " + set.label);
     ResultRow row = row_of(set, c);
-    row.metrics = measure(set, follows_distribution(name, c), c.metrics, judges.context);
-    if (name == "samples" && c.latency.runs > 0 && !c.model.empty())
-      row.latency = measure_latency(sets.pipeline(), set.captions, c);
+    Tensor features;
+    row.metrics = measure(set, follows_distribution(name, c), of_images, judges.context, &features);
+    if (name == "samples" && !c.model.empty()) measure_generator(c, sets, set, features, judges, results.protocol, row);
     results.rows.push_back(std::move(row));
     lap("measuring: " + set.label);
   }
@@ -239,9 +264,6 @@ Results run_evaluation(EvalConfig& c, at::Device device) {
   if (judges.judge && !(results.qualification && results.qualification->passed))
     mark_unqualified(results.rows, judges.judge->identity());
 
-  results.protocol = fmt::format("{}; N = {} a set against {} disjoint real images; prompts: {}; seed {}",
-                                 test->description(), c.num_samples, c.reference_samples,
-                                 c.prompts_file.empty() ? "captions of the test split" : c.prompts_file, c.seed);
   if (judges.judge) results.encoders.push_back(judges.judge->identity());
   if (judges.clip) results.encoders.push_back(judges.clip->identity());
   results.provenance = provenance_of(c, *test, judges);
@@ -251,7 +273,9 @@ Results run_evaluation(EvalConfig& c, at::Device device) {
 }
 
 std::string results_table(const Results& results) {
-  const std::vector<std::string> names = metric_names(results.rows);
+  std::vector<std::string> names, rest;
+  for (const std::string& name : metric_names(results.rows)) (is_generator_metric(name) ? rest : names).push_back(name);
+  const auto text = [](const Value& v) { return format_value(v) + (v.note.empty() ? "" : " (" + v.note + ")"); };
   std::string out = "| images |";
   for (const std::string& name : names) out += fmt::format(" {} |", name);
   out += "\n|---|";
@@ -261,13 +285,15 @@ std::string results_table(const Results& results) {
     out += fmt::format("| {} |", row.label);
     for (const std::string& name : names) {
       const auto it = row.metrics.find(name);
-      out += it == row.metrics.end() ? " - |"
-                                     : fmt::format(" {}{} |", format_value(it->second),
-                                                   it->second.note.empty() ? "" : " (" + it->second.note + ")");
+      out += it == row.metrics.end() ? " - |" : fmt::format(" {} |", text(it->second));
     }
     out += "\n";
   }
-  return out;
+  for (const ResultRow& row : results.rows)
+    for (const std::string& name : rest)
+      if (const auto it = row.metrics.find(name); it != row.metrics.end())
+        out += fmt::format("\n- {}: {} {}", row.label, name, text(it->second));
+  return out + (rest.empty() ? "" : "\n");
 }
 
 }  // namespace fewstep::eval

@@ -12,6 +12,7 @@
 #include "src/base/error.h"
 #include "src/base/table.h"
 #include "src/config/config.h"
+#include "src/pipelines/pipeline.h"
 #include "tools/commands.h"
 #include "tools/experiment_config.h"
 #include "trainers/loop.h"
@@ -21,6 +22,9 @@ namespace {
 
 namespace fs = std::filesystem;
 using Arguments = std::span<const std::string>;
+
+// What `fewstep sample` takes as key=value, and configs under `generate:` and `sample:`. No file has it at its root.
+constexpr std::string_view kSample = "sample";
 
 template <class T>
 std::string show(const fs::path& path, Arguments overrides) {
@@ -73,7 +77,8 @@ std::string explain_kind(const Kind& kind) {
 
 std::string explain(const std::string& what) {
   if (what.empty()) return kRoots[std::size(kRoots) - 1].explain();
-  std::vector<std::string> known;
+  if (what == kSample) return explain_defaults<pipelines::GenerateOptions>();
+  std::vector<std::string> known = {std::string(kSample)};
   for (const Root& r : kRoots) {
     if (r.name == what) return r.explain();
     known.emplace_back(r.name);
@@ -124,7 +129,7 @@ void add_config_command(CLI::App& app) {
 
   CLI::App* explain_command = config->add_subcommand("explain", "Every key: type, default, range or choices, meaning");
   explain_command->add_option("WHAT", state->what,
-                              "a config file, or or run, eval, experiment, a trainer's or a data set's name");
+                              "a config file, or run, eval, experiment, sample, a trainer's or a data set's name");
   explain_command->callback([state] { fmt::print("{}", explain(state->what)); });
 }
 

@@ -56,7 +56,7 @@ void add_experiment_command(CLI::App& app) {
   command->footer(
       "Examples:\n"
       "  fewstep experiment experiments/quickstart\n"
-      "  fewstep experiment experiments/quickstart --only tiny --save\n"
+      "  fewstep experiment experiments/quickstart --only autoregressive --save\n"
       "Finished jobs are skipped, interrupted trainings continue. What run.yaml may hold: fewstep config explain "
       "experiment");
   command->callback([a] { run(*a); });

@@ -4,9 +4,12 @@
 
 #include <algorithm>
 #include <functional>
+#include <iterator>
+#include <map>
 #include <set>
 
 #include "src/base/error.h"
+#include "src/base/table.h"
 #include "src/base/text.h"
 
 namespace fewstep::experiment {
@@ -28,6 +31,12 @@ void describe(config::Visitor& v, NeedsConfig& c) {
   v.field("batch_size", c.batch_size, "samples a step", config::kNonNegative);
   v.field("gpus", c.gpus, "devices the batch is divided by", config::kAtLeastOne);
   v.field("bytes_per_parameter", c.bytes_per_parameter, "weights, gradients and moments", config::kPositive);
+  v.field("steps", c.steps, "optimiser steps of the training", config::kNonNegative);
+  v.field("gpu", c.gpu, "the least hours of this device are said: a100, h100 or rtx4090");
+  if (!c.gpu.empty()) {
+    const std::vector<std::string> known = names_of(gpu_peaks());
+    v.check(std::find(known.begin(), known.end(), c.gpu) != known.end(), "gpu", not_one_of(c.gpu, known));
+  }
   v.field("files", c.files, "paths that must exist");
   v.field("missing", c.missing, "what fewstep itself cannot do yet");
 }
@@ -39,6 +48,9 @@ void describe(config::Visitor& v, RowConfig& c) {
   v.field("scale", c.scale, "tiny rows run here; full rows say what they need", kScales);
   v.field("jobs", c.jobs, "the chain of jobs, in order");
   v.field("seeds", c.seeds, "instead of the experiment's");
+  v.field("matrix", c.matrix, "instead of the experiment's");
+  v.field("results_of", c.results_of, "shared eval job whose results are this row's; empty: its own last eval job");
+  v.field("each_eval", c.each_eval, "every eval job is a row of the table, labelled <label>; <job>");
   v.field("needs", c.needs, "of a full row");
 }
 
@@ -66,6 +78,11 @@ void describe(config::Visitor& v, PaperRow& c) {
 void describe(config::Visitor& v, PaperConfig& c) {
   v.field("source", c.source, "publication and table");
   v.field("rows", c.rows, "its rows");
+}
+
+std::span<const GpuPeak> gpu_peaks() {
+  static constexpr GpuPeak table[] = {{"a100", 312e12}, {"h100", 989e12}, {"rtx4090", 165e12}};
+  return table;
 }
 
 std::vector<std::string> flow_items(const std::string& yaml) {
@@ -187,18 +204,64 @@ void check_matrix(const RowConfig& row, const config::Overrides& matrix) {
   }
 }
 
-// Two jobs that write one folder would each undo the other.
+fs::path shared_results(const RowConfig& row, const PlannedRun& shared) {
+  if (row.results_of.empty()) return {};
+  std::vector<std::string> names;
+  for (const PlannedJob& job : shared.jobs) {
+    if (job.command != "eval") continue;
+    if (job.name == row.results_of) return job.folder;
+    names.push_back(job.name);
+  }
+  fail<ConfigError>("row '{}': results_of names no shared eval job: {}", row.label, not_one_of(row.results_of, names));
+}
+
+// Two jobs that write one folder would each undo the other. Rows of `each_eval` are one chain.
 void check_folders(const Plan& plan) {
-  std::set<fs::path> used;
+  std::map<fs::path, fs::path> used;  // folder of a job -> folder of its run
   const auto check = [&](const PlannedRun& run, const std::string& label) {
-    for (const PlannedJob& job : run.jobs)
-      if (!used.insert(job.folder.lexically_normal()).second)
+    std::set<fs::path> own;
+    for (const PlannedJob& job : run.jobs) {
+      const fs::path folder = job.folder.lexically_normal();
+      const auto [it, added] = used.emplace(folder, run.folder);
+      if (!own.insert(folder).second || (!added && it->second != run.folder))
         fail<ConfigError>("row '{}', job '{}': another job writes {} as well; put ${{row}} or ${{seed}} into 'folder'",
                           label, job.name, job.folder.string());
+    }
   };
   check(plan.shared, "shared");
   for (const PlannedRow& row : plan.rows)
     for (const PlannedRun& run : row.runs) check(run, row.label);
+}
+
+// One line of the table for the row at this point of the matrix, or one for each of its eval jobs.
+std::vector<PlannedRow> plan_row(const ExperimentConfig& c, const RowConfig& row, const Point& point,
+                                 const Plan& plan) {
+  const std::vector<int64_t>& seeds = row.seeds.empty() ? c.seeds : row.seeds;
+  PlannedRow planned{.label = row.label,
+                     .scale = row.scale,
+                     .point = point,
+                     .runs = {},
+                     .results = shared_results(row, plan.shared),
+                     .measured_job = {},
+                     .needs = row.needs};
+  for (const auto& [key, value] : point) planned.label += fmt::format(", {}={}", key.substr(key.rfind('.') + 1), value);
+  for (size_t s = 0; s < std::max<size_t>(1, seeds.size()); ++s) {
+    PlannedRun run{.seed = seeds.empty() ? 0 : seeds[s],
+                   .seeded = !seeds.empty(),
+                   .folder = plan.out / folder_name(planned.label),
+                   .jobs = {}};
+    if (run.seeded) run.folder /= fmt::format("seed-{}", run.seed);
+    planned.runs.push_back(plan_run(row.jobs, &plan.shared, run, planned.label, plan.out, point));
+  }
+  if (!row.each_eval) return {planned};
+  std::vector<PlannedRow> rows;
+  for (const JobConfig& job : row.jobs) {
+    if (job.command != "eval") continue;
+    rows.push_back(planned);
+    rows.back().label += "; " + job.name, rows.back().measured_job = job.name;
+  }
+  if (rows.empty()) fail<ConfigError>("row '{}': each_eval, but no job is an eval", row.label);
+  return rows;
 }
 
 }  // namespace
@@ -208,24 +271,16 @@ Plan make_plan(const ExperimentConfig& c) {
   plan.shared.folder = plan.out / "shared";
   plan.shared = plan_run(c.shared, nullptr, plan.shared, "shared", plan.out, {});
   std::set<std::string> labels;
+  std::set<fs::path> folders;
   for (const RowConfig& row : c.rows) {
-    check_matrix(row, c.matrix);
-    const std::vector<int64_t>& seeds = row.seeds.empty() ? c.seeds : row.seeds;
-    for (const Point& point : cartesian(c.matrix)) {
-      PlannedRow planned{.label = row.label, .scale = row.scale, .point = point, .runs = {}, .needs = row.needs};
-      for (const auto& [key, value] : point)
-        planned.label += fmt::format(", {}={}", key.substr(key.rfind('.') + 1), value);
-      if (!labels.insert(folder_name(planned.label)).second)
-        fail<ConfigError>("rows: two are labelled '{}'", planned.label);
-      for (size_t s = 0; s < std::max<size_t>(1, seeds.size()); ++s) {
-        PlannedRun run{.seed = seeds.empty() ? 0 : seeds[s],
-                       .seeded = !seeds.empty(),
-                       .folder = plan.out / folder_name(planned.label),
-                       .jobs = {}};
-        if (run.seeded) run.folder /= fmt::format("seed-{}", run.seed);
-        planned.runs.push_back(plan_run(row.jobs, &plan.shared, run, planned.label, plan.out, point));
-      }
-      plan.rows.push_back(std::move(planned));
+    const config::Overrides& matrix = row.matrix.empty() ? c.matrix : row.matrix;
+    check_matrix(row, matrix);
+    for (const Point& point : cartesian(matrix)) {
+      std::vector<PlannedRow> planned = plan_row(c, row, point, plan);
+      bool fresh = folders.insert(planned[0].runs[0].folder).second;
+      for (const PlannedRow& one : planned) fresh = labels.insert(folder_name(one.label)).second && fresh;
+      if (!fresh) fail<ConfigError>("rows: two are labelled '{}'", planned[0].label);
+      std::move(planned.begin(), planned.end(), std::back_inserter(plan.rows));
     }
   }
   if (plan.rows.empty()) fail<ConfigError>("experiment '{}' has no rows", c.name);

@@ -10,11 +10,15 @@
 //   matrix: {model.trainer.optimizer.lr: [1e-3, 1e-4]}    # job name, then the key of that job's config
 //   seeds: [1, 2, 3]
 //
+// A row may have a matrix and seeds of its own in place of these.
+//
 // ${run:JOB} is that job's folder in the same row and seed (or a shared job's), ${row} the row's folder, ${out} the
 // experiment's, ${label}, ${seed}. They may stand in target, folder, set and args.
 #pragma once
 #include <filesystem>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "src/config/visitor.h"
@@ -36,6 +40,8 @@ struct NeedsConfig {
   std::string model_config;  // config.json of the trained network: parameters are counted on the meta device
   int64_t tokens_per_sample = 0, batch_size = 0, gpus = 1;
   double bytes_per_parameter = 16;   // fp32 weights, gradients and two moments
+  int64_t steps = 0;                 // of the training; with `gpu`: the least GPU hours it can take
+  std::string gpu = {};              // a name of gpu_peaks(); empty: not said
   std::vector<std::string> files;    // paths that must exist
   std::vector<std::string> missing;  // what fewstep itself cannot do yet, in words
 };
@@ -44,6 +50,9 @@ struct RowConfig {
   Scale scale = Scale::tiny;
   std::vector<JobConfig> jobs;
   std::vector<int64_t> seeds;  // empty: the experiment's
+  config::Overrides matrix;    // empty: the experiment's
+  std::string results_of;      // a shared eval job whose results are this row's; empty: the row's own last eval job
+  bool each_eval = false;      // every eval job of the row is a row of the table: "<label>; <job>"
   NeedsConfig needs;
 };
 struct ExperimentConfig {
@@ -91,6 +100,8 @@ struct PlannedRow {
   Scale scale = Scale::tiny;
   std::vector<std::pair<std::string, std::string>> point;  // matrix key -> value
   std::vector<PlannedRun> runs;                            // one a seed
+  std::filesystem::path results;                           // folder of the shared job `results_of`
+  std::string measured_job;                                // the eval job whose numbers these are; "": the last one
   NeedsConfig needs;
 };
 struct Plan {
@@ -100,6 +111,13 @@ struct Plan {
 };
 // ConfigError: unknown substitution, duplicate labels or job names, a matrix key that names no job, no such row.
 Plan make_plan(const ExperimentConfig& config);
+
+// Dense bfloat16 peaks of accelerators, in FLOP/s, from their makers' data sheets.
+struct GpuPeak {
+  std::string_view name;
+  double flops;
+};
+std::span<const GpuPeak> gpu_peaks();
 
 // "[a, b, 'c, d']" -> its items; a scalar is one item.
 std::vector<std::string> flow_items(const std::string& yaml);

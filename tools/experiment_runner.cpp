@@ -19,6 +19,7 @@
 #include "src/base/json.h"
 #include "src/base/log.h"
 #include "src/base/signals.h"
+#include "src/base/table.h"
 #include "src/base/text.h"
 #include "src/config/config.h"
 #include "src/models/model.h"
@@ -55,40 +56,45 @@ std::string fingerprint(const PlannedJob& job, const PlannedRun& run, const std:
   return sha256_hex(text);
 }
 
-// The record of a row's jobs, beside their folders.
+// What is known of a job: an entry of jobs.json in the folder above the job's own. So a training that several
+// experiments share has one record, and what one of them made is finished for all.
 class Record {
  public:
-  explicit Record(const fs::path& folder) : path_(folder / "jobs.json") {
-    if (fs::exists(path_)) jobs_ = read_json(path_);
-    if (!jobs_.is_object()) jobs_ = Json::object();
+  explicit Record(const PlannedJob& job)
+      : path_(job.folder.lexically_normal().parent_path() / "jobs.json"),
+        key_(job.folder.lexically_normal().filename()) {
+    if (fs::exists(path_)) {
+      const Json jobs = read_json(path_);
+      if (jobs.is_object() && jobs.contains(key_)) entry_ = jobs[key_];
+    }
+    if (!entry_.is_object()) entry_ = Json::object();
   }
-  bool done(const std::string& job, const std::string& print) const {
-    return same(job, print) && jobs_[job].value("exit_code", -1) == 0;
-  }
-  bool succeeded(const std::string& job) const { return jobs_.contains(job) && jobs_[job].value("exit_code", -1) == 0; }
-  bool known(const std::string& job) const { return jobs_.contains(job); }
-  bool same(const std::string& job, const std::string& print) const {
-    return jobs_.contains(job) && jobs_[job].value("fingerprint", "") == print;
-  }
-  double seconds(const std::string& job) const { return jobs_.contains(job) ? jobs_[job].value("seconds", 0.0) : 0.0; }
-  void start(const std::string& job, const std::string& print, const std::vector<std::string>& arguments) {
-    const double before = same(job, print) ? seconds(job) : 0;  // an interrupted job's time counts as well
-    jobs_[job] = {{"fingerprint", print}, {"arguments", arguments}, {"seconds", before}};
+  bool done(const std::string& print) const { return same(print) && succeeded(); }
+  bool succeeded() const { return entry_.value("exit_code", -1) == 0; }
+  bool known() const { return !entry_.empty(); }
+  bool same(const std::string& print) const { return entry_.value("fingerprint", "") == print; }
+  double seconds() const { return entry_.value("seconds", 0.0); }
+  void start(const std::string& print, const std::vector<std::string>& arguments) {
+    const double before = same(print) ? seconds() : 0;  // an interrupted job's time counts as well
+    entry_ = {{"fingerprint", print}, {"arguments", arguments}, {"seconds", before}};
     save();
   }
-  void finish(const std::string& job, int code, double more_seconds) {
-    jobs_[job]["exit_code"] = code;
-    jobs_[job]["seconds"] = seconds(job) + more_seconds;
+  void finish(int code, double more_seconds) {
+    entry_["exit_code"] = code;
+    entry_["seconds"] = seconds() + more_seconds;
     save();
   }
 
  private:
-  void save() {
+  void save() const {
     make_directories(path_.parent_path());
-    write_json(path_, jobs_);
+    Json jobs = fs::exists(path_) ? read_json(path_) : Json::object();
+    jobs[key_] = entry_;
+    write_json(path_, jobs);
   }
   fs::path path_;
-  Json jobs_ = Json::object();
+  std::string key_;
+  Json entry_ = Json::object();
 };
 
 void move_aside(const fs::path& folder) {
@@ -108,25 +114,24 @@ struct ChainResult {
 ChainResult run_chain(const PlannedRun& run, const std::string& label, const std::string& before,
                       const fs::path& program) {
   ChainResult result{.fingerprint = before};
-  Record record(run.folder);
   for (const PlannedJob& job : run.jobs) {
+    Record record(job);
     result.fingerprint = fingerprint(job, run, result.fingerprint);
     // Who deletes a job's folder wants it made again; other commands need not leave one.
     const bool writes = job.command == "train" || job.command == "eval" || job.command == "sample";
-    if (record.done(job.name, result.fingerprint) && (!writes || fs::exists(job.folder))) {
+    if (record.done(result.fingerprint) && (!writes || fs::exists(job.folder))) {
       log::info("{} / {}: finished before, skipped", label, job.name);
-      result.seconds += record.seconds(job.name);
+      result.seconds += record.seconds();
       continue;
     }
-    if (record.known(job.name) && !record.same(job.name, result.fingerprint) && fs::exists(job.folder))
-      move_aside(job.folder);
+    if (record.known() && !record.same(result.fingerprint) && fs::exists(job.folder)) move_aside(job.folder);
     const std::vector<std::string> arguments = job_arguments(job, run);
     log::info("{} / {}: fewstep {}", label, job.name, fmt::format("{}", fmt::join(arguments, " ")));
-    record.start(job.name, result.fingerprint, arguments);
+    record.start(result.fingerprint, arguments);
     const auto start = std::chrono::steady_clock::now();
     const int code = run_process(program, arguments);
-    record.finish(job.name, code, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-    result.seconds += record.seconds(job.name);
+    record.finish(code, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    result.seconds += record.seconds();
     if (code == kInterrupted || signals::stop_requested())
       throw Interrupted(
           fmt::format("experiment stopped in {} / {}; the same command continues there", label, job.name));
@@ -139,18 +144,22 @@ ChainResult run_chain(const PlannedRun& run, const std::string& label, const std
   return result;
 }
 
-// The measured row of the last eval job; nullopt when the chain has none.
-std::optional<eval::ResultRow> measured_row(const PlannedRun& run, const std::string& measured) {
-  for (auto job = run.jobs.rbegin(); job != run.jobs.rend(); ++job) {
-    if (job->command != "eval") continue;
-    const fs::path path = job->folder / "results.json";
-    const eval::Results results = eval::load_results(path);
-    for (const eval::ResultRow& row : results.rows)
-      if (row.label == measured) return row;
-    std::vector<std::string> labels;
-    for (const eval::ResultRow& row : results.rows) labels.push_back(row.label);
-    fail<DataError>("{}: no row for 'measured': {}", path.string(), not_one_of(measured, labels));
-  }
+eval::ResultRow measured_in(const fs::path& folder, const std::string& measured) {
+  const fs::path path = folder / "results.json";
+  const eval::Results results = eval::load_results(path);
+  for (const eval::ResultRow& row : results.rows)
+    if (row.label == measured) return row;
+  std::vector<std::string> labels;
+  for (const eval::ResultRow& row : results.rows) labels.push_back(row.label);
+  fail<DataError>("{}: no row for 'measured': {}", path.string(), not_one_of(measured, labels));
+}
+
+// Of the shared job the row points to, or of its last eval job; nullopt when there is neither.
+std::optional<eval::ResultRow> measured_row(const PlannedRow& row, const PlannedRun& run, const std::string& measured) {
+  if (!row.results.empty()) return measured_in(row.results, measured);
+  for (auto job = run.jobs.rbegin(); job != run.jobs.rend(); ++job)
+    if (job->command == "eval" && (row.measured_job.empty() || job->name == row.measured_job))
+      return measured_in(job->folder, measured);
   return std::nullopt;
 }
 
@@ -169,7 +178,7 @@ RowOutcome run_row(const ExperimentConfig& c, const PlannedRow& row, const std::
       log::error("{}: {}; the other rows go on", row.label, outcome.detail);
       continue;
     }
-    if (auto one = measured_row(run, c.measured)) measured.push_back(std::move(*one));
+    if (auto one = measured_row(row, run, c.measured)) measured.push_back(std::move(*one));
   }
   if (!measured.empty()) outcome.result = mean_over_seeds(row.label, measured);
   return outcome;
@@ -179,13 +188,14 @@ RowOutcome run_row(const ExperimentConfig& c, const PlannedRow& row, const std::
 RowOutcome earlier_outcome(const ExperimentConfig& c, const PlannedRow& row) {
   RowOutcome outcome{.label = row.label, .scale = row.scale, .point = row.point};
   std::vector<eval::ResultRow> measured;
+  if (!row.results.empty() && !fs::exists(row.results / "results.json")) return outcome;
   for (const PlannedRun& run : row.runs) {
-    const Record record(run.folder);
     for (const PlannedJob& job : run.jobs) {
-      if (!record.succeeded(job.name)) return outcome;
-      outcome.seconds += record.seconds(job.name);
+      const Record record(job);
+      if (!record.succeeded()) return outcome;
+      outcome.seconds += record.seconds();
     }
-    if (auto one = measured_row(run, c.measured)) measured.push_back(std::move(*one));
+    if (auto one = measured_row(row, run, c.measured)) measured.push_back(std::move(*one));
   }
   if (!measured.empty()) outcome.result = mean_over_seeds(row.label, measured);
   outcome.status = Status::done;
@@ -193,10 +203,31 @@ RowOutcome earlier_outcome(const ExperimentConfig& c, const PlannedRow& row) {
 }
 
 bool chosen(const PlannedRow& row, const RunOptions& options) {
-  return options.only.empty() || row.label == options.only || row.label.starts_with(options.only + ", ");
+  return options.only.empty() || row.label == options.only || row.label.starts_with(options.only + ", ") ||
+         row.label.starts_with(options.only + "; ");
+}
+
+// A full row that was asked for by name has to run, or to say all it lacks.
+void refuse_what_cannot_run(const Plan& plan, const RunOptions& options) {
+  if (options.only.empty()) return;
+  for (const PlannedRow& row : plan.rows) {
+    if (row.scale != Scale::full || !chosen(row, options)) continue;
+    const auto [text, complete] = describe_needs(row.needs);
+    if (!complete || row.runs[0].jobs.empty())
+      fail<ConfigError>("row '{}' cannot run yet: {}", row.label, text.empty() ? "it has no jobs" : text);
+    if (options.scale != Scale::full)
+      fail<ConfigError>("row '{}' is of full scale ({}): add --scale full", row.label, text);
+  }
 }
 
 }  // namespace
+
+void check_configs(const Plan& plan) {
+  for (const PlannedJob& job : plan.shared.jobs) fingerprint(job, plan.shared, "");
+  for (const PlannedRow& row : plan.rows)
+    for (const PlannedRun& run : row.runs)
+      for (const PlannedJob& job : run.jobs) fingerprint(job, run, "");
+}
 
 std::string_view status_name(Status status) {
   static constexpr std::string_view names[] = {"done", "failed", "waiting", "not runnable yet"};
@@ -280,8 +311,11 @@ eval::ResultRow mean_over_seeds(const std::string& label, const std::vector<eval
     log::warn("{}: the seeds share no metric name (encoders with different weights?); judge all seeds with one encoder",
               label);
   mean.latency.p50 = mean.latency.p95 = 0;
-  for (const eval::ResultRow& run : runs)
+  mean.steps = mean.nfe = mean.step_compression = 0;
+  for (const eval::ResultRow& run : runs) {
     mean.latency.p50 += run.latency.p50 / n, mean.latency.p95 += run.latency.p95 / n;
+    mean.steps += run.steps / n, mean.nfe += run.nfe / n, mean.step_compression += run.step_compression / n;
+  }
   return mean;
 }
 
@@ -302,6 +336,11 @@ std::pair<std::string, bool> describe_needs(const NeedsConfig& needs) {
     if (flop > 0)
       text += fmt::format("; {} TFLOP a step, {} on each of {} devices", eval::format_number(flop * 1e-12),
                           eval::format_number(flop * 1e-12 / static_cast<double>(needs.gpus)), needs.gpus);
+    if (flop > 0 && needs.steps > 0 && !needs.gpu.empty())
+      text += fmt::format("; {} steps are at least {} hours of {} at its peak", needs.steps,
+                          eval::format_number(flop * static_cast<double>(needs.steps) / 3600 /
+                                              find_entry(gpu_peaks(), needs.gpu, "gpu").flops),
+                          needs.gpu);
   }
   if (!missing.empty()) text += fmt::format("{}missing: {}", text.empty() ? "" : "; ", fmt::join(missing, ", "));
   return {text, missing.empty()};
@@ -313,11 +352,8 @@ Outcome run_experiment(const ExperimentConfig& c, const RunOptions& options) {
   bool any = false;
   for (const PlannedRow& row : plan.rows) labels.push_back(row.label), any |= chosen(row, options);
   if (!any) fail<ConfigError>("--only: no such row: {}", not_one_of(options.only, labels));
-  // Every config is read before the first job starts: a typing error shows now, not after hours.
-  for (const PlannedRow& row : plan.rows)
-    for (const PlannedRun& run : row.runs)
-      if (row.scale == Scale::tiny && chosen(row, options))
-        for (const PlannedJob& job : run.jobs) fingerprint(job, run, "");
+  refuse_what_cannot_run(plan, options);
+  check_configs(plan);  // a typing error shows now, not after hours
 
   Outcome outcome;
   const ChainResult shared = run_chain(plan.shared, "shared", "", options.program);

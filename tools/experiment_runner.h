@@ -33,9 +33,12 @@ struct Outcome {
   bool all_done() const;                       // of the rows that were chosen and can run
 };
 
+// Reads every config the plan needs, full-scale rows included: ConfigError before anything is started.
+void check_configs(const Plan& plan);
+
 // Skips finished jobs (same command and configs, exit code 0, folder there), resumes trainings, moves aside what an
 // older version of the job left. A failed row does not stop the others. Interrupted: the running job has saved its
-// state.
+// state. ConfigError when `only` names a full row that cannot run: everything it lacks.
 Outcome run_experiment(const ExperimentConfig& config, const RunOptions& options);
 
 // Mean over seeds by metric name. Interval: t_{n-1} s / sqrt(n) from two seeds on, else the run's own.

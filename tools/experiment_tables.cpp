@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "src/base/error.h"
 #include "src/base/files.h"
@@ -14,27 +15,52 @@
 namespace fewstep::experiment {
 namespace {
 
-// The metrics shown: those that `columns` names or begins, in its order; all when it is empty.
+// The metrics shown: for each of `columns` the one of that name, or else those that begin with it; all when it is
+// empty.
 std::vector<std::string> metrics_shown(const ExperimentConfig& c, const Outcome& outcome) {
   std::vector<eval::ResultRow> rows;
   for (const RowOutcome& row : outcome.rows) rows.push_back(row.result);
   const std::vector<std::string> all = eval::metric_names(rows);
   if (c.columns.empty()) return all;
   std::vector<std::string> shown;
-  for (const std::string& wanted : c.columns)
+  for (const std::string& wanted : c.columns) {
+    const bool exact = std::find(all.begin(), all.end(), wanted) != all.end();
     for (const std::string& name : all)
-      if (name.starts_with(wanted) && std::find(shown.begin(), shown.end(), name) == shown.end()) shown.push_back(name);
+      if ((exact ? name == wanted : name.starts_with(wanted)) &&
+          std::find(shown.begin(), shown.end(), name) == shown.end())
+        shown.push_back(name);
+  }
   return shown;
 }
 
-// The paper's text for a row and metric: by the metric's full name, or its name before the brackets.
+// A name of the paper's stands for a metric of that name, or of that name before the encoder in brackets.
+bool stands_for(const std::string& paper, const std::string& metric) {
+  return paper == metric || (metric.find('@') != std::string::npos && paper == metric.substr(0, metric.find('[')));
+}
+
+// The paper's text for a row and metric.
 std::optional<std::string> paper_number(const PaperConfig* paper, const std::string& row, const std::string& metric) {
   if (!paper) return std::nullopt;
   for (const PaperRow& p : paper->rows)
     if (p.label == row)
       for (const auto& [name, text] : p.metrics)
-        if (name == metric || name == metric.substr(0, metric.find('['))) return text;
+        if (stands_for(name, metric))  // text that YAML has to quote ("-") comes with its quotes
+          return text.size() > 1 && text.front() == '"' && text.back() == '"' ? text.substr(1, text.size() - 2) : text;
   return std::nullopt;
+}
+
+// What the paper reports and no column of ours stands for, first seen first: its FID of Inception features, its
+// latencies.
+std::vector<std::string> paper_only_metrics(const PaperConfig* paper, const std::vector<std::string>& metrics) {
+  std::vector<std::string> names;
+  if (!paper) return names;
+  for (const PaperRow& p : paper->rows)
+    for (const auto& [name, text] : p.metrics) {
+      const bool beside_ours = std::any_of(metrics.begin(), metrics.end(),
+                                           [&, n = name](const std::string& metric) { return stands_for(n, metric); });
+      if (!beside_ours && std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+    }
+  return names;
 }
 
 std::string ours(const RowOutcome& row, const std::string& metric) {
@@ -76,27 +102,42 @@ Table make_table(const ExperimentConfig& c, const Outcome& outcome, const PaperC
   std::vector<bool> with_paper;
   for (const std::string& metric : metrics) {
     table.header.push_back(metric);
-    with_paper.push_back(std::any_of(outcome.rows.begin(), outcome.rows.end(), [&](const RowOutcome& r) {
-      return paper_number(paper, r.label, metric).has_value();
-    }));
+    with_paper.push_back(paper && std::any_of(paper->rows.begin(), paper->rows.end(), [&](const PaperRow& p) {
+                           return paper_number(paper, p.label, metric).has_value();
+                         }));
     if (with_paper.back()) table.header.push_back(metric.substr(0, metric.find('[')) + " (paper)");
   }
+  const std::vector<std::string> only_paper = paper_only_metrics(paper, metrics);
+  for (const std::string& name : only_paper) table.header.push_back(name + " (paper)");
   table.header.insert(table.header.end(), {"steps", "NFE", "latency p50", "seeds", "time", "status"});
-  for (const RowOutcome& row : outcome.rows) {
-    std::vector<std::string> cells = {row.label};
+  const auto start = [&](const std::string& label, const RowOutcome* row) {
+    std::vector<std::string> cells = {label};
     for (size_t m = 0; m < metrics.size(); ++m) {
-      cells.push_back(ours(row, metrics[m]));
-      if (with_paper[m]) cells.push_back(paper_number(paper, row.label, metrics[m]).value_or("-"));
+      cells.push_back(row ? ours(*row, metrics[m]) : "-");
+      if (with_paper[m]) cells.push_back(paper_number(paper, label, metrics[m]).value_or("-"));
     }
+    for (const std::string& name : only_paper) cells.push_back(paper_number(paper, label, name).value_or("-"));
+    return cells;
+  };
+  std::set<std::string> known;
+  for (const RowOutcome& row : outcome.rows) {
+    std::vector<std::string> cells = start(row.label, &row);
     const eval::ResultRow& r = row.result;
-    cells.push_back(r.steps > 0 ? std::to_string(r.steps) : "-");
-    cells.push_back(r.nfe > 0 ? std::to_string(r.nfe) : "-");
+    cells.push_back(r.steps > 0 ? fmt::format("{:.4g}", r.steps) : "-");
+    cells.push_back(r.nfe > 0 ? fmt::format("{:.4g}", r.nfe) : "-");
     cells.push_back(r.latency.runs > 0 ? human_duration(r.latency.p50) : "-");
     cells.push_back(r.seeds.empty() ? "-" : std::to_string(r.seeds.size()));
     cells.push_back(row.seconds > 0 ? human_duration(row.seconds) : "-");
     cells.push_back(std::string(status_name(row.status)));
     table.rows.push_back(std::move(cells));
     if (!row.detail.empty()) table.notes.push_back(fmt::format("{}: {}", row.label, row.detail));
+    known.insert(row.label);
+  }
+  for (const PaperRow& p : paper ? paper->rows : std::vector<PaperRow>{}) {  // rows that nobody here runs
+    if (known.contains(p.label)) continue;
+    std::vector<std::string> cells = start(p.label, nullptr);
+    cells.insert(cells.end(), {"-", "-", "-", "-", "-", "paper only"});
+    table.rows.push_back(std::move(cells));
   }
   if (paper && !paper->source.empty()) table.notes.push_back("Paper: " + paper->source);
   return table;
@@ -156,6 +197,7 @@ std::string heat_map(const ExperimentConfig& c, const Outcome& outcome) {
   std::vector<std::vector<double>> values(down.size(),
                                           std::vector<double>(across.size(), std::numeric_limits<double>::quiet_NaN()));
   const std::string& first_row = c.rows[0].label;  // one map a row label; the first is drawn
+  if (!c.rows[0].matrix.empty()) return "";
   for (const RowOutcome& row : outcome.rows) {
     if (!row.label.starts_with(first_row + ", ")) continue;
     const auto it = row.result.metrics.find(metrics[0]);

@@ -14,7 +14,8 @@ struct Table {
   std::vector<std::vector<std::string>> rows;
   std::vector<std::string> notes;  // under the table: details of rows, the paper's source
 };
-// Columns: row, the metrics (each followed by the paper's where it has one), steps, seconds, seeds, status.
+// Columns: row, the metrics (each followed by the paper's where it has one), what only the paper has, steps, seconds,
+// seeds, status. Rows of the paper that are none of ours come last.
 Table make_table(const ExperimentConfig& config, const Outcome& outcome, const PaperConfig* paper);
 
 std::string to_markdown(const Table& table);

@@ -73,6 +73,8 @@ void check(const DecoderOptions& o, int64_t length) {
   if (o.kind == DecoderKind::sjd2 && o.steps < 1) fail<ConfigError>("steps: {} must be at least 1 (decoder=sjd works without noise)", o.steps);
   if (o.kind == DecoderKind::jacobi && o.coupling == Coupling::maximal)
     fail<ConfigError>("coupling: jacobi keeps a draft when it is drawn again: none or gumbel (maximal coupling is that of sjd)");
+  if (!o.refine && o.kind != DecoderKind::sjd2)
+    fail<ConfigError>("refine: only sjd2 can leave clean slots as they are (its drafts come from denoising)");
   if (o.relaxed_neighbours > 0 && (o.kind != DecoderKind::sjd || o.coupling == Coupling::gumbel))
     fail<ConfigError>("relaxed_neighbours: relaxed acceptance belongs to decoder=sjd with coupling none or maximal");
 }

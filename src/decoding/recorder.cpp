@@ -30,6 +30,7 @@ void Recorder::add(int64_t pass, const Verdict& verdict, const Tensor& p, const 
 }
 
 void Recorder::add(int64_t pass, const Tensor& slot, const Tensor& code, const Tensor& p) {
+  if (waiting_.places.size() >= kFlush) flush();
   waiting_.places.push_back(flat(slot));
   waiting_.codes.push_back(code.flatten());
   waiting_.entropies.push_back(entropy(p).flatten());

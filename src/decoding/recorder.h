@@ -27,7 +27,9 @@ class Recorder {
   Tensor rows_;                               // int64 [B]: number in the batch the run began with
   Tensor codes_, committed_at_, entropy_;     // [B, N + 1]: the last column takes what is not committed
   Tensor tried_, kept_;                       // int64 [kAges]
-  // What add() was given since the last flush(), flat: small writes after every pass would cost more than the rules.
+  // What add() was given since the last flush(), flat: small writes after every pass would cost as much as the rules. Not kept
+  // for long: small tensors that stay between the large ones of every pass would cut the heap to pieces.
+  static constexpr size_t kFlush = 16;
   struct Waiting {
     std::vector<Tensor> places, codes, entropies, ages, tried, kept;
     std::vector<int64_t> passes;              // of each place

@@ -31,8 +31,8 @@ class AutoregressivePipeline : public Pipeline {
 
   const decoding::ImageModel& model() const { return model_; }
   const models::SequenceLayout& layout() const { return layout_; }
-  const models::LlamaForCausalLM& transformer() const { return *transformer_; }
   const models::EmbeddingNoise& noise() const { return noise_; }
+  const models::LlamaForCausalLM& transformer() const { return *transformer_; }
   Tensor encode(const std::vector<std::string>& prompts) const;  // int64 [B, P] on the model's device
 
  private:

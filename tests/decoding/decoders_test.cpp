@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "src/base/error.h"
 #include "src/config/config.h"
 #include "src/tensor/ops.h"
@@ -19,7 +21,8 @@ constexpr uint64_t kSeed = 5;
 
 std::vector<DecoderOptions> one_of_each() {
   std::vector<DecoderOptions> all = {
-      {.kind = ar}, {.kind = jacobi, .window = 3}, {.kind = sjd, .window = 3}, {.kind = sjd, .window = 5, .coupling = Coupling::maximal},
+      {.kind = ar}, {.kind = jacobi, .window = 3}, {.kind = sjd, .window = 3},
+      {.kind = sjd, .window = 5, .coupling = Coupling::maximal},
       {.kind = sjd2, .window = 4, .steps = 3}, {.kind = sjd2, .window = 4, .steps = 2, .coupling = Coupling::gumbel},
       {.kind = sjd2, .window = 4, .steps = 2, .mode = Sjd2Mode::published}, {.kind = zipar, .window = 2}};
   for (DecoderOptions& o : all) o.sampling = kSampling;
@@ -97,10 +100,11 @@ TEST(Observer, SeesEveryPass) {
   const int64_t B = 16, K = 3;
   const DecoderOptions o{.kind = sjd2, .sampling = kSampling, .window = 4, .steps = K};
   std::vector<Tensor> codes, levels;
-  const Decoded d = decode(tiny.model(), tiny.prompts(B), some_ids(B), kSeed, o, &tiny.noise(), [&](int64_t pass, const Tensor& c, const Tensor& l) {
+  const auto observe = [&](int64_t pass, const Tensor& c, const Tensor& l) {
     ASSERT_EQ(pass, static_cast<int64_t>(codes.size()));
     codes.push_back(c.clone()), levels.push_back(l.clone());
-  });
+  };
+  const Decoded d = decode(tiny.model(), tiny.prompts(B), some_ids(B), kSeed, o, &tiny.noise(), observe);
   ASSERT_EQ(static_cast<int64_t>(codes.size()), d.batch_passes);
   for (size_t pass = 0; pass < codes.size(); ++pass) {
     const Tensor done = d.committed_at.le(static_cast<int64_t>(pass));
@@ -239,6 +243,7 @@ TEST(Options, WhatCannotWorkIsRefusedByName) {
   EXPECT_THAT(message({.kind = sjd2, .window = 3, .relaxed_neighbours = 2}), HasSubstr("relaxed_neighbours"));
   EXPECT_THAT(message({.kind = sjd, .window = 3, .coupling = Coupling::gumbel, .relaxed_neighbours = 2}), HasSubstr("relaxed_neighbours"));
   EXPECT_THROW(check({.kind = sjd, .window = 7}, tiny.length()), ConfigError);
+  EXPECT_THAT(message({.kind = sjd, .window = 4, .refine = false}), HasSubstr("only sjd2"));
   for (const DecoderOptions& o : one_of_each()) EXPECT_EQ(message(o), "(no error)") << label(o);
   EXPECT_EQ(message({.kind = ar, .window = 1000}), "(no error)");
   EXPECT_THAT(message_of([&] { decode(tiny.model(), tiny.prompts(1), some_ids(1), 1, {.kind = sjd2, .window = 3}); }), HasSubstr("noise"));

@@ -1,5 +1,10 @@
 // Chi-square of every decoder against the enumerated law of a tiny transformer with guidance 2 and top-k, at fixed seeds.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cctype>
+#include <functional>
 
 #include "src/decoding/rules.h"
 #include "src/decoding/session.h"
@@ -14,7 +19,7 @@ namespace {
 using namespace fewstep::testing;
 
 constexpr SamplingOptions kSampling{.guidance = 2.0, .temperature = 1.5, .top_k = 3, .top_p = 1.0};
-constexpr int64_t kRows = 2048, kBatches = 10;  // 20,480 images a decoder
+constexpr int64_t kRows = 1024, kBatches = 20;  // 20,480 images a decoder
 constexpr uint64_t kSeed = 7;
 constexpr double kExact = 1e-3, kRejected = 1e-6;  // p-values
 
@@ -165,7 +170,9 @@ Tensor lock_step_sjd(const TinyModel& tiny, const Tensor& prompts, const Tensor&
 }
 
 Fit fit_of_lock_step(const std::string& name, int64_t group, Plant plant) {
-  const Fit f = fit_of(tiny(), [&](const Tensor& prompts, const Tensor& ids) { return lock_step_sjd(tiny(), prompts, ids, group, plant); });
+  const Fit f = fit_of(tiny(), [&](const Tensor& prompts, const Tensor& ids) {
+    return lock_step_sjd(tiny(), prompts, ids, group, plant);
+  });
   report(name, f, 0);
   return f;
 }
@@ -174,7 +181,8 @@ TEST(PlantedErrors, TheRightRulePasses) {
   const Tensor prompts = tiny().prompts(256), ids = some_ids(256);
   const Decoded d = decode(tiny().model(), prompts, ids, kSeed, {.kind = DecoderKind::sjd, .sampling = kSampling, .window = 4});
   EXPECT_TRUE(lock_step_sjd(tiny(), prompts, ids, 1, Plant::nothing).equal(d.codes));  // it is the decoder's own rule
-  for (const int64_t group : {1, 2}) EXPECT_GT(fit_of_lock_step(fmt::format("sjd in lock-step of {}", group), group, Plant::nothing).p, kExact);
+  for (const int64_t group : {1, 2})
+    EXPECT_GT(fit_of_lock_step(fmt::format("sjd in lock-step of {}", group), group, Plant::nothing).p, kExact);
 }
 TEST(PlantedErrors, ResamplingFromTheLawInsteadOfTheResidualIsRejected) {
   EXPECT_LT(fit_of_lock_step("resampling from p (wrong)", 1, Plant::resample_from_p).p, kRejected);

@@ -16,7 +16,8 @@ constexpr SamplingOptions kSampling{.guidance = 2.0, .temperature = 1.5, .top_k 
 constexpr uint64_t kSeed = 5;
 constexpr Coupling kCouplings[] = {Coupling::none, Coupling::maximal, Coupling::gumbel};
 
-TinySetup setup_of(at::ScalarType dtype, TimestepTokens tokens = TimestepTokens::shared_suffix, NoiseSchedule schedule = NoiseSchedule::flow_matching) {
+TinySetup setup_of(at::ScalarType dtype, TimestepTokens tokens = TimestepTokens::shared_suffix,
+                   NoiseSchedule schedule = NoiseSchedule::flow_matching) {
   TinySetup s{.dtype = dtype, .grid_height = 2, .grid_width = 4};
   s.noise.timestep_tokens = tokens, s.noise.schedule = schedule;
   return s;
@@ -79,7 +80,8 @@ TEST(BatchOfEight, EqualsEightSingleRunsForEveryWayToDenoise) {
       for (const bool refine : {true, false})
         for (const DenoiseWith with : {DenoiseWith::sampled, DenoiseWith::expected})
           if (mode == Sjd2Mode::published || kv == NoisyKv::refeed)
-            all.push_back({.kind = sjd2, .window = 4, .steps = 2, .mode = mode, .coupling = Coupling::maximal, .refine = refine, .noisy_kv = kv, .denoise_with = with});
+            all.push_back({.kind = sjd2, .window = 4, .steps = 2, .mode = mode, .coupling = Coupling::maximal,
+                           .refine = refine, .noisy_kv = kv, .denoise_with = with});
   expect_batch_of_eight_equals_singles(TinyModel(setup_of(at::kDouble)), all);
   for (const TimestepTokens tokens : {TimestepTokens::none, TimestepTokens::per_slot}) {
     const TinyModel tiny(setup_of(at::kDouble, tokens, NoiseSchedule::vp));
@@ -112,7 +114,9 @@ TEST(Randomness, ImagesDifferByIdAndSeed) {
   const Tensor prompts = tiny.prompts(1).expand({32, -1});
   for (const DecoderKind kind : {ar, jacobi, sjd, sjd2, zipar}) {
     const DecoderOptions o{.kind = kind, .sampling = kSampling, .window = 3, .steps = 2};
-    const auto run = [&](int64_t first, uint64_t seed) { return decode(tiny.model(), prompts, some_ids(32, first), seed, o, &tiny.noise()).codes; };
+    const auto run = [&](int64_t first, uint64_t seed) {
+      return decode(tiny.model(), prompts, some_ids(32, first), seed, o, &tiny.noise()).codes;
+    };
     EXPECT_GT(std::get<0>(at::_unique(cell_of(tiny.layout, run(0, 1)))).size(0), 16) << label(o);
     EXPECT_FALSE(run(0, 1).equal(run(0, 2))) << label(o);
     EXPECT_TRUE(run(0, 1).narrow(0, 8, 24).equal(run(8, 1).narrow(0, 0, 24))) << label(o);
@@ -121,7 +125,8 @@ TEST(Randomness, ImagesDifferByIdAndSeed) {
 
 // --- fixed Gumbel noise, or none at all: every exact decoder gives the autoregressive image
 
-void expect_autoregressive(const TinyModel& tiny, const SamplingOptions& sampling, const std::vector<DecoderOptions>& decoders, Coupling of_ar, int64_t rows) {
+void expect_autoregressive(const TinyModel& tiny, const SamplingOptions& sampling, const std::vector<DecoderOptions>& decoders,
+                           Coupling of_ar, int64_t rows) {
   const Tensor prompts = tiny.prompts(rows), ids = some_ids(rows);
   const Decoded reference = decode(tiny.model(), prompts, ids, kSeed, {.kind = ar, .sampling = sampling, .coupling = of_ar});
   EXPECT_TRUE(reference.passes.eq(tiny.length()).all().item<bool>());

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "src/decoding/rules.h"
@@ -39,12 +40,11 @@ std::vector<double> naive_law(std::vector<double> l, const SamplingOptions& o) {
   return p;
 }
 
-TEST(CodeLaw, EqualsTheNaiveComputation) {
+void expect_naive_law(int64_t rows, int64_t K, const std::vector<int64_t>& top_ks) {
   at::manual_seed(2);
-  const int64_t rows = 40, K = 9;
   const Tensor smooth = at::randn({rows, K}, at::kDouble) * 2, tied = (smooth * 2).round() / 2;
   for (const double temperature : {0.0, 0.7, 1.0})
-    for (const int64_t top_k : {0, 1, 3, 9, 20})
+    for (const int64_t top_k : top_ks)
       for (const double top_p : {1.0, 0.9, 0.4, 1e-9}) {
         const SamplingOptions o{.guidance = 1, .temperature = temperature, .top_k = top_k, .top_p = top_p};
         // Where equal codes compete for a place, any may win: ties only where all of them stay.
@@ -54,12 +54,20 @@ TEST(CodeLaw, EqualsTheNaiveComputation) {
         for (int64_t r = 0; r < rows; ++r) {
           const double* l = logits[r].const_data_ptr<double>();
           const Tensor expected = at::tensor(naive_law(std::vector<double>(l, l + K), o), at::kDouble);
-          ASSERT_LT(max_difference(law[r], expected), 1e-14) << temperature << " " << top_k << " " << top_p;
-          ASSERT_LT(max_difference(law32[r], expected), 1e-6) << temperature << " " << top_k << " " << top_p;
+          ASSERT_LT(max_difference(law[r], expected), 1e-14) << K << " " << temperature << " " << top_k << " " << top_p;
+          ASSERT_LT(max_difference(law32[r], expected), 1e-6) << K << " " << temperature << " " << top_k << " " << top_p;
         }
       }
-  const Tensor law = code_law(at::tensor({1.0, 2.0, 2.0, 0.0, 2.0}, at::kDouble), {.guidance = 1, .temperature = 1, .top_k = 2, .top_p = 1});
-  EXPECT_LT(max_difference(law, at::tensor({0.0, 1.0, 1.0, 0.0, 1.0}, at::kDouble) / 3), 1e-15);  // ties are kept
+}
+
+TEST(CodeLaw, EqualsTheNaiveComputation) {
+  expect_naive_law(40, 9, {0, 1, 3, 8, 9, 20});
+  expect_naive_law(5, 500, {1, 2, 77, 250, 499});
+  for (const at::ScalarType type : {at::kDouble, at::kFloat}) {  // ties are kept
+    const Tensor logits = at::tensor({1.0, 2.0, 2.0, 0.0, 2.0}, at::kDouble).to(type);
+    const Tensor law = code_law(logits, {.guidance = 1, .temperature = 1, .top_k = 2, .top_p = 1});
+    EXPECT_LT(max_difference(law, at::tensor({0.0, 1.0, 1.0, 0.0, 1.0}, at::kDouble) / 3), 1e-7);
+  }
 }
 
 TEST(Draw, InvertsTheCumulativeDistribution) {
@@ -156,7 +164,8 @@ TEST(OneSlot, JudgeDrawsFromTheLaw) {
       const Verdict verdict = rule.judge(window, p.expand({rows, 2, K}), accept, again);
       const Tensor weight = q.index_select(0, row % K) / static_cast<double>(M * M);
       EXPECT_LT(max_difference(at::bincount(verdict.y.select(1, 0), weight, K), p), 2.0 / static_cast<double>(M));
-      EXPECT_TRUE(verdict.y.select(1, 0).masked_select(verdict.kept.select(1, 0)).equal((row % K).masked_select(verdict.kept.select(1, 0))));
+      const Tensor kept = verdict.kept.select(1, 0);
+      EXPECT_TRUE(verdict.y.select(1, 0).masked_select(kept).equal((row % K).masked_select(kept)));
     }
     // A draft from the very law it meets always stands.
     window.law = laws[0].expand({rows, 1, K});

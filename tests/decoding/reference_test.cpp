@@ -2,6 +2,9 @@
 // chi-square can, the rules that do not give the model's own law.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "src/decoding/rules.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
@@ -92,8 +95,9 @@ class PlainDecoder {
     if (o_.coupling == Coupling::gumbel) {
       const Tensor g = randomness_.gumbel({i}, 1, static_cast<int64_t>(p.size()))[0][0];
       int64_t best = 0;
+      const auto score = [&](int64_t v) { return std::log(p[static_cast<size_t>(v)]) + std::log(g[v].item<double>()); };
       for (int64_t v = 1; v < g.numel(); ++v)
-        if (std::log(p[static_cast<size_t>(v)]) + std::log(g[v].item<double>()) > std::log(p[static_cast<size_t>(best)]) + std::log(g[best].item<double>())) best = v;
+        if (score(v) > score(best)) best = v;
       return {best, slot && slot->x == best};
     }
     const double again = uniform(N_ + 1 + i);
@@ -122,10 +126,14 @@ class PlainDecoder {
   void step() {
     const auto n = static_cast<int64_t>(codes_.size());
     const int64_t neighbour = window_.empty() ? -1 : window_.back().x;
-    while (static_cast<int64_t>(window_.size()) < std::min(o_.window, N_ - n)) window_.push_back(fresh(n + static_cast<int64_t>(window_.size()), neighbour));
+    while (static_cast<int64_t>(window_.size()) < std::min(o_.window, N_ - n))
+      window_.push_back(fresh(n + static_cast<int64_t>(window_.size()), neighbour));
     const auto W = static_cast<int64_t>(window_.size());
     Seen all = seen_;
-    for (const Slot& s : window_) all.embeds.push_back(s.k > 0 ? tiny_.noise().denormalise(s.z) : table_[s.x]), all.levels.push_back(s.k);
+    for (const Slot& s : window_) {
+      all.embeds.push_back(s.k > 0 ? tiny_.noise().denormalise(s.z) : table_[s.x]);
+      all.levels.push_back(s.k);
+    }
     const std::vector<Law> p = laws(all, n, std::min(W + 1, N_ - n));
     std::vector<int64_t> y;
     int64_t count = 0, valid = 0;
@@ -178,7 +186,8 @@ std::vector<DecoderOptions> decoders() {
       for (const Sjd2Mode mode : {Sjd2Mode::gated, Sjd2Mode::published})
         all.push_back({.kind = sjd2, .window = W, .steps = K, .mode = mode, .coupling = c});
     all.push_back({.kind = sjd2, .window = 4, .steps = 2, .mode = Sjd2Mode::published, .coupling = c, .noisy_kv = NoisyKv::keep});
-    all.push_back({.kind = sjd2, .window = 4, .steps = 3, .mode = Sjd2Mode::published, .coupling = c, .denoise_with = DenoiseWith::expected});
+    all.push_back({.kind = sjd2, .window = 4, .steps = 3, .mode = Sjd2Mode::published, .coupling = c,
+                   .denoise_with = DenoiseWith::expected});
     all.push_back({.kind = sjd2, .window = 4, .steps = 2, .mode = Sjd2Mode::published, .coupling = c, .refine = false});
   }
   return all;

@@ -1,6 +1,9 @@
 // A session's logits against one plain pass of the network without a cache, over everything a row has seen: prompt, committed
 // tokens, window, and the timestep tokens as tokens of the sequence.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+
+#include <algorithm>
 
 #include "src/decoding/rules.h"
 #include "src/decoding/session.h"
@@ -49,7 +52,8 @@ TEST_P(Session, LogitsEqualThoseOfOnePlainPass) {
     const Tensor logits = session.pass(input, c.levels > 0 ? level : Tensor());
     // Drafts stand or are replaced; rows commit any number of slots.
     const Tensor stands = at::rand({B, W}).lt(0.6), start = session.start().clone();
-    const Tensor codes = at::where(at::constant_pad_nd(stands, {0, 1}), at::constant_pad_nd(draft, {0, 1}), at::randint(K, {B, W + 1}, at::kLong));
+    const Tensor others = at::randint(K, {B, W + 1}, at::kLong);
+    const Tensor codes = at::where(at::constant_pad_nd(stands, {0, 1}), at::constant_pad_nd(draft, {0, 1}), others);
     const Tensor count = (at::randint(W + 1, {B}, at::kLong) + 1).minimum(N - start);
     const Tensor valid = leading(c.keep_noisy ? stands : stands.logical_and(level.eq(0)));
     for (int64_t b = 0; b < B; ++b) {
@@ -114,7 +118,8 @@ TEST(Session, TimestepTokensChangeTheLaw) {
     models::EmbeddingNoiseConfig noise;
     noise.timestep_tokens = tokens;
     const TinyModel tiny({.dtype = at::kDouble, .noise = noise});
-    DecodingSession session(tiny.model(), tiny.prompts(1), {.guidance = 2, .window = 3, .noise = &tiny.noise(), .times = models::level_times(noise, 2)});
+    DecodingSession session(tiny.model(), tiny.prompts(1),
+                            {.guidance = 2, .window = 3, .noise = &tiny.noise(), .times = models::level_times(noise, 2)});
     at::manual_seed(1);
     const Tensor input = tiny.noise().denormalise(at::randn({1, 3, 16}, at::kDouble));
     logits.push_back(session.pass(input, at::tensor({0, 1, 2}, at::kLong).view({1, 3}))[0]);

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
+
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
 

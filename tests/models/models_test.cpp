@@ -149,7 +149,8 @@ TEST_P(LlamaDecoding, RowsWithTheirOwnSlotsEqualSingleRows) {
     const int64_t keys = start.max().item<int64_t>() + count;
     const Tensor mask = at::arange(keys, at::kLong).le(at_token.unsqueeze(2)).unsqueeze(1);
     const Tensor x = model->embed(ids.gather(1, at_token));
-    const Tensor l = model->logits(model->hidden(x, {.positions = at_token, .mask = mask, .cache = &cache, .slots = at_token, .keys = keys}));
+    const models::ForwardOptions options{.positions = at_token, .mask = mask, .cache = &cache, .slots = at_token, .keys = keys};
+    const Tensor l = model->logits(model->hidden(x, options));
     EXPECT_LT(max_difference(l, full.gather(1, at_token.unsqueeze(2).expand({-1, -1, c.vocab_size}))), 1e-4);
   };
   feed({0, 0, 0}, 5);
@@ -157,9 +158,10 @@ TEST_P(LlamaDecoding, RowsWithTheirOwnSlotsEqualSingleRows) {
   feed({4, 8, 5}, 1);
   EXPECT_EQ(cache.length, 0);
   const Tensor one = at::zeros({3, 1}, at::kLong), x = model->embed(ids.narrow(1, 0, 1));
-  EXPECT_THAT(message_of([&] { model->hidden(x, {.positions = one, .cache = &cache, .slots = one, .keys = 1}); }), HasSubstr("mask"));
-  EXPECT_THAT(message_of([&] { model->hidden(x, {.positions = one, .mask = one.ge(0).view({3, 1, 1, 1}), .cache = &cache, .slots = one, .keys = 12}); }),
-              HasSubstr("capacity 11"));
+  models::ForwardOptions options{.positions = one, .cache = &cache, .slots = one, .keys = 1};
+  EXPECT_THAT(message_of([&] { model->hidden(x, options); }), HasSubstr("mask"));
+  options.mask = one.ge(0).view({3, 1, 1, 1}), options.keys = 12;
+  EXPECT_THAT(message_of([&] { model->hidden(x, options); }), HasSubstr("capacity 11"));
 }
 
 TEST(Llama, RotatedKeysAreThoseOfAnotherPosition) {
@@ -170,7 +172,8 @@ TEST(Llama, RotatedKeysAreThoseOfAnotherPosition) {
   const Tensor x = model->embed(some_ids(2, 1, c.vocab_size));
   const auto keys_at = [&](const Tensor& positions) {  // [2, 1]
     models::KvCache cache = model->make_cache(2, 1);
-    model->hidden(x, {.positions = positions, .mask = at::ones({1, 1, 1, 1}, at::kBool), .cache = &cache, .slots = at::zeros({2, 1}, at::kLong), .keys = 1});
+    model->hidden(x, {.positions = positions, .mask = at::ones({1, 1, 1, 1}, at::kBool), .cache = &cache,
+                      .slots = at::zeros({2, 1}, at::kLong), .keys = 1});
     return cache.keys[0].clone();
   };
   const Tensor there = at::tensor({3, 7}, at::kLong).view({2, 1}), first = keys_at(at::zeros({2, 1}, at::kLong));

@@ -51,6 +51,8 @@ TEST(Rng, RowsDependOnTheirIdAlone) {
   EXPECT_TRUE(at::equal(normal_by_id(ids.slice(0, 10, 13), {3, 3}, 1, Stream::noise, 4), n.slice(0, 10, 13)));
   // Fewer columns are the first columns: a shorter sequence keeps its draws.
   EXPECT_TRUE(at::equal(uniform_by_id(ids, 5, 1, Stream::noise, 4), u.slice(1, 0, 5)));
+  for (int64_t first = 0; first < 4; ++first)  // a piece of a row is what the row holds there
+    EXPECT_TRUE(at::equal(uniform_by_id(ids, at::full_like(ids, first), 3, 1, Stream::noise, 4), u.slice(1, first, first + 3)));
   EXPECT_FALSE(at::equal(uniform_by_id(ids, 7, 1, Stream::noise, 5), u));
   EXPECT_EQ(normal_by_id(at::empty({0}, at::kLong), {3}, 1, Stream::noise, 0).size(0), 0);
 

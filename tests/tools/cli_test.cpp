@@ -162,6 +162,10 @@ TEST_F(Cli, ConfigExplain) {
   write("rows.yaml", "name: x\nrows: []\n");
   EXPECT_EQ(run("config check rows.yaml").out, "rows.yaml: ok (experiment config)\n");
   EXPECT_THAT(run("config explain vq_tokenizer").out, StartsWith("kind: vq_tokenizer\n"));
+  const Result sample = run("config explain sample");  // no file has it at its root: what `fewstep sample` takes as key=value
+  EXPECT_EQ(sample.code, 0);
+  for (const char* key : {"guidance: float", "decoder: ar|jacobi|sjd|sjd2|zipar", "coupling: none|maximal|gumbel"})
+    EXPECT_THAT(sample.out, HasSubstr(key));
   EXPECT_THAT(run("config explain vq_tokenizr").err, HasSubstr("did you mean 'vq_tokenizer'?"));
 }
 

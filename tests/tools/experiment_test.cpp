@@ -190,6 +190,9 @@ TEST_F(Experiment, MeanAndIntervalOverSeeds) {
   EXPECT_DOUBLE_EQ(v.value, 2);
   EXPECT_NEAR(v.ci95, 4.30265 / std::sqrt(3.0), 1e-4);  // t_2 s / sqrt 3, s = 1
   EXPECT_EQ(mean.seeds, (std::vector<int64_t>{1, 2, 3}));
+  eval::ResultRow slow = measured(1, 1), quick = measured(1, 2);
+  slow.steps = 100, quick.steps = 75;
+  EXPECT_DOUBLE_EQ(mean_over_seeds("row", {slow, quick}).steps, 87.5);
   EXPECT_EQ(mean_over_seeds("row", {measured(1, 1)}).metrics.at("FD[judge@1a2b3c4d]").ci95, 0.5);
   eval::ResultRow other;
   other.metrics["FD[judge@ffffffff]"] = {.value = 9};  // another encoder's numbers are not averaged in
@@ -200,7 +203,7 @@ TEST_F(Experiment, FullRowsSayWhatTheyNeed) {
   write_text_atomic(
       folder_ / "config.json",
       R"({"architectures":["LlamaForCausalLM"],"vocab_size":1000,"hidden_size":64,"intermediate_size":128,)"
-                    R"("num_hidden_layers":2,)"
+      R"("num_hidden_layers":2,)"
       R"("num_attention_heads":4,"max_position_embeddings":128})");
   NeedsConfig needs{.model_config = (folder_ / "config.json").string(),
                     .tokens_per_sample = 100,
@@ -224,6 +227,88 @@ TEST_F(Experiment, FullRowsSayWhatTheyNeed) {
   EXPECT_TRUE(outcome.all_done());
 }
 
+TEST_F(Experiment, AFullRowAskedForByNameRunsOrSaysAllItLacks) {
+  const std::string yaml =
+      "shared: [{name: s, command: probe}]\nrows: [{label: big, scale: full, jobs: [{name: x, command: probe}], needs: "
+      "{files: "
+      "[/nowhere/weights], missing: [loader, sharding]}}, {label: ready, scale: full, jobs: [{name: x, command: "
+      "probe}]}]";
+  RunOptions options{.program = script("exit 0"), .only = "big", .scale = Scale::full};
+  const std::string lacking = config_error([&] { run_experiment(parse(yaml), options); });
+  EXPECT_THAT(lacking, HasSubstr("row 'big' cannot run yet: missing: loader, sharding, /nowhere/weights"));
+  options.only = "ready", options.scale = Scale::tiny;
+  EXPECT_THAT(config_error([&] { run_experiment(parse(yaml), options); }), HasSubstr("add --scale full"));
+  EXPECT_TRUE(calls().empty());  // not even the shared jobs
+  options.scale = Scale::full;
+  EXPECT_EQ(run_experiment(parse(yaml), options).rows[1].status, Status::done);
+  // As a user meets it: exit code 2.
+  write_text_atomic(folder_ / "run.yaml", "name: demo\nout: " + (folder_ / "out").string() + "\n" + yaml);
+  EXPECT_EQ(run_process(FEWSTEP_BINARY, {"experiment", folder_.string(), "--only", "big", "--scale", "full"}), 2);
+}
+
+TEST_F(Experiment, RowsMayHaveTheirOwnMatrixAndSeveralNumbers) {
+  const auto c = parse(R"(
+shared: [{name: tokens, command: probe}, {name: base, command: eval, target: e.yaml}]
+rows:
+  - {label: grid, jobs: [{name: x, command: probe}]}
+  - {label: line, jobs: [{name: x, command: probe}], matrix: {x.a: [3]}}
+  - {label: base, results_of: base, matrix: {}}
+matrix: {x.a: [1, 2]}
+)");
+  EXPECT_THAT(config_error([&] { make_plan(c); }),
+              HasSubstr("must begin with a job of row 'base'"));  // an empty matrix is none
+  const auto d = parse(R"(
+shared: [{name: tokens, command: probe}, {name: base, command: eval, target: e.yaml}]
+rows:
+  - {label: arm, each_eval: true, jobs: [{name: fit, command: probe}, {name: exact, command: eval}, {name: fast, command: eval}]}
+  - {label: line, jobs: [{name: x, command: probe}], matrix: {x.a: [3, 4]}}
+  - {label: base, results_of: base}
+)");
+  const Plan plan = make_plan(d);
+  ASSERT_EQ(plan.rows.size(), 5u);
+  EXPECT_EQ(plan.rows[0].label, "arm; exact");
+  EXPECT_EQ(plan.rows[1].measured_job, "fast");
+  EXPECT_EQ(plan.rows[0].runs[0].folder, plan.rows[1].runs[0].folder);  // one chain, one fit
+  EXPECT_EQ(plan.rows[3].label, "line, a=4");
+  EXPECT_EQ(plan.rows[4].results, folder_ / "out/shared/base");
+  EXPECT_THAT(config_error([&] { make_plan(parse("rows: [{label: a, results_of: b}]")); }),
+              HasSubstr("no shared eval job"));
+  EXPECT_THAT(config_error([&] { make_plan(parse("rows: [{label: a, each_eval: true, jobs: [{name: x}]}]")); }),
+              HasSubstr("no job is an eval"));
+}
+
+TEST_F(Experiment, ExperimentsThatShareATrainingRunItOnce) {
+  const RunOptions options{.program = script("exit 0"), .only = {}};
+  const std::string common =
+      "rows: [{label: a, jobs: [{name: t, command: probe, folder: " + (folder_ / "models/t").string() + "}]}]";
+  fs::create_directories(folder_ / "models/t");
+  run_experiment(parse(common), options);
+  auto other = parse(common);
+  other.out = (folder_ / "elsewhere").string();
+  EXPECT_EQ(run_experiment(other, options).rows[0].status, Status::done);
+  EXPECT_THAT(calls(), ElementsAre("probe"));
+}
+
+// Every experiment of the tree reads, with all configs its jobs name: a key renamed elsewhere shows here.
+TEST(Tree, ExperimentsAndTheirConfigsAreValid) {
+  const fs::path before = fs::current_path();
+  fs::current_path(FEWSTEP_SOURCE_DIR);
+  int count = 0;
+  for (const auto& entry : fs::directory_iterator("experiments")) {
+    SCOPED_TRACE(entry.path().string());
+    EXPECT_TRUE(fs::exists(entry.path() / "README.md"));
+    const Plan plan = make_plan(config::load<ExperimentConfig>(entry.path() / "run.yaml"));
+    EXPECT_NO_THROW(check_configs(plan));
+    for (const PlannedRow& row : plan.rows) EXPECT_NO_THROW(describe_needs(row.needs));
+    if (fs::exists(entry.path() / "paper.yaml")) {
+      EXPECT_FALSE(config::load<PaperConfig>(entry.path() / "paper.yaml").rows.empty());
+    }
+    ++count;
+  }
+  EXPECT_GE(count, 6);
+  fs::current_path(before);
+}
+
 TEST_F(Experiment, TablesStandBesideThePaper) {
   auto c = parse(
       "question: does it, 50 %?\nrows: [{label: a_b, jobs: [{name: t}]}]\nmatrix: {t.x: [1, 2], t.y: [p, q]}\ncolumns: "
@@ -236,16 +321,18 @@ TEST_F(Experiment, TablesStandBesideThePaper) {
     r.result.metrics["other"] = {.value = 5, .n = 1};
     outcome.rows.push_back(r);
   }
-  const auto paper =
-      config::parse<PaperConfig>("source: Table 2\nrows: [{label: 'a_b, x=1, y=q', metrics: {FD: 1.9}}]");
+  const auto paper = config::parse<PaperConfig>(
+      "source: Table 2\nrows: [{label: 'a_b, x=1, y=q', metrics: {FD: 1.9, FID: 30}}, {label: rival, "
+      "metrics: {FD: '-', FID: 31.5}}]");
   write_outcome(folder_, c, outcome, &paper);
   const std::string markdown = read_text(folder_ / "results.md"), csv = read_text(folder_ / "results.csv"),
                     latex = read_text(folder_ / "results.tex");
-  EXPECT_THAT(markdown, HasSubstr("| row | FD[judge@1a2b3c4d] | FD (paper) | steps |"));
-  EXPECT_THAT(markdown, HasSubstr("| a_b, x=1, y=q | 2.00 \u00b1 0.50 | 1.9 |"));
+  EXPECT_THAT(markdown, HasSubstr("| row | FD[judge@1a2b3c4d] | FD (paper) | FID (paper) | steps |"));
+  EXPECT_THAT(markdown, HasSubstr("| a_b, x=1, y=q | 2.00 \u00b1 0.50 | 1.9 | 30 |"));
+  EXPECT_THAT(markdown, HasSubstr("| rival | - | - | 31.5 | - | - | - | - | - | paper only |"));
   EXPECT_THAT(markdown, HasSubstr("Paper: Table 2"));
   EXPECT_EQ(markdown.find("other"), std::string::npos);  // not among `columns`
-  EXPECT_THAT(csv, HasSubstr("\"a_b, x=2, y=p\",3.00 \u00b1 0.50,-,"));
+  EXPECT_THAT(csv, HasSubstr("\"a_b, x=2, y=p\",3.00 \u00b1 0.50,-,-,"));
   EXPECT_THAT(latex, HasSubstr("a\\_b, x=1, y=q & 2.00 $\\pm$ 0.50 & 1.9"));
   EXPECT_THAT(latex, HasSubstr("50 \\%"));
   EXPECT_THAT(read_text(folder_ / "heat_map.svg"), HasSubstr("<svg"));

@@ -1,0 +1,75 @@
+#include "eval/latency.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "eval/frechet.h"
+#include "src/base/error.h"
+#include "src/base/progress.h"
+#include "src/base/signals.h"
+
+namespace fewstep::eval {
+
+double percentile(std::vector<double> values, double p) {
+  FEW_CHECK(!values.empty(), "percentile of nothing");
+  std::sort(values.begin(), values.end());
+  const auto rank = static_cast<int64_t>(std::ceil(p * static_cast<double>(values.size())));
+  return values[static_cast<size_t>(std::clamp<int64_t>(rank - 1, 0, static_cast<int64_t>(values.size()) - 1))];
+}
+
+pipelines::GenerateOptions autoregressive(pipelines::GenerateOptions options) {
+  options.decoder = {};
+  return options;
+}
+
+std::vector<Timing> measure_in_turns(pipelines::Pipeline& pipeline, const std::vector<std::string>& prompts,
+                                     const EvalConfig& c, std::span<const pipelines::GenerateOptions> settings) {
+  const LatencyConfig& l = c.latency;
+  std::vector<Timing> timings(settings.size());
+  std::vector<std::vector<double>> inner(settings.size());
+  Progress progress("latency", l.warmup + l.runs);
+  for (int64_t run = 0; run < l.warmup + l.runs; ++run) {
+    if (signals::stop_requested()) throw Interrupted("evaluation stopped while timing; nothing was written");
+    std::vector<std::string> batch;
+    for (int64_t i = 0; i < l.batch_size; ++i)
+      batch.push_back(prompts[static_cast<size_t>(run * l.batch_size + i) % prompts.size()]);
+    for (size_t s = 0; s < settings.size(); ++s) {
+      pipelines::GenerateOptions options = settings[s];
+      options.batch_size = l.batch_size;
+      const auto start = std::chrono::steady_clock::now();
+      const auto made = pipeline.generate(batch, static_cast<uint64_t>(c.seed), run * l.batch_size, options);
+      if (run < l.warmup) continue;
+      timings[s].seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+      double tokens = 0;
+      for (const decoding::Decoded& d : made.decoded) tokens += d.seconds;
+      inner[s].push_back(tokens);
+    }
+    progress.update(run + 1);
+  }
+  progress.finish();
+  for (size_t s = 0; s < settings.size(); ++s)
+    timings[s].latency = {.p50 = percentile(timings[s].seconds, 0.5),
+                          .p95 = percentile(timings[s].seconds, 0.95),
+                          .batch = l.batch_size,
+                          .runs = l.runs,
+                          .warmup = l.warmup,
+                          .inner_p50 = percentile(inner[s], 0.5)};
+  return timings;
+}
+
+Value speed_up(const std::vector<double>& baseline, const std::vector<double>& own) {
+  FEW_CHECK(baseline.size() == own.size() && !own.empty(), "speed-up of {} calls over {}", own.size(), baseline.size());
+  const double n = static_cast<double>(own.size());
+  double mean = 0, squares = 0;
+  for (size_t i = 0; i < own.size(); ++i) mean += std::log(baseline[i] / own[i]) / n;
+  for (size_t i = 0; i < own.size(); ++i) {
+    const double d = std::log(baseline[i] / own[i]) - mean;
+    squares += d * d;
+  }
+  Value value{.value = std::exp(mean), .n = static_cast<int64_t>(own.size())};
+  if (own.size() > 1) value.ci95 = value.value * student_t95(value.n - 1) * std::sqrt(squares / (n - 1) / n);
+  return value;
+}
+
+}  // namespace fewstep::eval

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# All sections of bench_decoding: speed-ups over ar, time of a pass against its length, memory, cost of deterministic=true.
+#   tools/bench_decoding.sh [--force] [--out DIR] [RUN_OR_MODEL_DIR]
+# Without a folder the models are random ones (tiny, and 50 M parameters with 1,024 tokens). Results go to DIR
+# (default .cache/bench-decoding) as text and JSON. On a busy machine timings mean nothing: it refuses, unless --force.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+force= out=.cache/bench-decoding model=tiny
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --help|-h) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    --force) force=1 ;;
+    --out) out=${2:?--out DIR}; shift ;;
+    -*) echo "bench_decoding.sh: unknown option $1 (--force, --out DIR)" >&2; exit 2 ;;
+    *) model=$1 ;;
+  esac
+  shift
+done
+binary=${FEWSTEP_BENCH_BINARY:-build/bench_decoding}
+[[ -x $binary ]] || cmake --build build --target bench_decoding
+read -r load _ < /proc/loadavg
+if awk -v l="$load" 'BEGIN { exit !(l > 0.5) }'; then
+  echo "bench_decoding.sh: the load average of the last minute is $load, above 0.5: other work is running" >&2
+  [[ -n $force ]] || { echo "bench_decoding.sh: wait for it to end, or give --force" >&2; exit 1; }
+fi
+# Spinning threads of libgomp would make everything look many times slower on busy cores.
+export OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0 OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+mkdir -p "$out"
+section() {  # NAME, then arguments of bench_decoding
+  echo "== $1"
+  "$binary" --json "$out/$1.json" "${@:2}" | tee "$out/$1.txt"
+}
+section ratios ratios --model "$model"
+section deterministic deterministic --model "$model" --batch 8
+section memory memory --model "$model"
+section ridge ridge --model "$model"
+if [[ $model == tiny ]]; then
+  section ratios-50m ratios --model 50m --assume-s 3.2
+  section ratios-50m-window64 ratios --model 50m --batch 1 --window 64 --top-k 2000 --assume-s 3.2
+  section deterministic-50m deterministic --model 50m --batch 8 --places 1
+  section memory-50m memory --model 50m --rounds 1
+  section ridge-50m ridge --model 50m
+fi
