@@ -45,9 +45,8 @@ Decoded decode_autoregressive(const ImageModel& model, const Tensor& prompts, co
     const Tensor l = guide(model.code_logits(hidden.narrow(1, -1, 1)), options.sampling.guidance);     // [B, 1, K]
     forward_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     const Tensor place = at::full({B, 1}, i, prompts.options()), p = rule.laws(l, place);
-    Tensor code = options.coupling == Coupling::gumbel
-                      ? gumbel_argmax(p, randomness.gumbel(std::vector<int64_t>(static_cast<size_t>(B), i), 1, model.codes()))
-                      : draw(p, uniforms.narrow(1, i, 1));
+    Tensor code = options.coupling == Coupling::gumbel ? gumbel_argmax(p, randomness.gumbel(i, 1, model.codes()))
+                                                       : draw(p, uniforms.narrow(1, i, 1));
     recorder.add(pass, place, code, p);
     // Structural tokens are known: they are fed together with the token before them.
     for (++i; i < N && structural[i] >= 0; ++i) {

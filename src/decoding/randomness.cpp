@@ -27,6 +27,10 @@ Tensor DecoderRandomness::gumbel(const std::vector<int64_t>& first, int64_t coun
   return exp_gumbel(u.to(options_.device())).view({ids_.size(0), count, codes});
 }
 
+Tensor DecoderRandomness::gumbel(int64_t first, int64_t count, int64_t codes) const {
+  return gumbel(std::vector<int64_t>(static_cast<size_t>(rows()), first), count, codes);
+}
+
 Tensor DecoderRandomness::normal(int64_t dims) const {
   return normal_by_id(ids_, {slots_, dims}, seed_, Stream::sampling, kNormal).to(options_.device());
 }

@@ -21,6 +21,7 @@ class DecoderRandomness {
   // e^g of Gumbel noise g, float64 [B, count, K], of slots first[b] ... first[b] + count - 1: the same whenever it is asked for.
   // Made piece by piece: of all slots of a large image it would take more memory than the model's cache.
   Tensor gumbel(const std::vector<int64_t>& first, int64_t count, int64_t codes) const;
+  Tensor gumbel(int64_t first, int64_t count, int64_t codes) const;  // the same slots of all rows
   Tensor normal(int64_t dims) const;      // float32 [B, N, d]: the pure noise a slot enters with
   void keep(const Tensor& rows);          // int64 [B'], CPU
 

@@ -15,8 +15,8 @@ Recorder::Recorder(int64_t batch, int64_t slots, const at::TensorOptions& option
 
 Tensor Recorder::flat(const Tensor& place) const { return (place + rows_.unsqueeze(1) * (slots_ + 1)).flatten(); }
 
-void Recorder::add(int64_t pass, const Verdict& verdict, const Tensor& p, const Commit& commit, const Tensor& start, const Tensor& age,
-                   int64_t most) {
+void Recorder::add(int64_t pass, const Verdict& verdict, const Tensor& p, const Commit& commit, const Tensor& start,
+                   const Tensor& age, int64_t most) {
   const Tensor slot = at::arange(most, start.options());
   const Tensor place = at::where(slot < commit.count.unsqueeze(1), start.unsqueeze(1) + slot, slots_);
   add(pass, place, verdict.y.narrow(1, 0, most), p.narrow(1, 0, most));

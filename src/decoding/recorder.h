@@ -13,8 +13,10 @@ class Recorder {
  public:
   Recorder(int64_t batch, int64_t slots, const at::TensorOptions& options);
   // One pass: p [B, W + 1, K], age int64 [B, W] before the pass, start int64 [B] before the commit; most slots a row committed.
-  void add(int64_t pass, const Verdict& verdict, const Tensor& p, const Commit& commit, const Tensor& start, const Tensor& age, int64_t most);
-  void add(int64_t pass, const Tensor& slot, const Tensor& code, const Tensor& p);  // slots [B, S] with laws p [B, S, K]: all committed
+  void add(int64_t pass, const Verdict& verdict, const Tensor& p, const Commit& commit, const Tensor& start, const Tensor& age,
+           int64_t most);
+  // Slots [B, S] with laws p [B, S, K]: all committed.
+  void add(int64_t pass, const Tensor& slot, const Tensor& code, const Tensor& p);
   void show(const PassObserver& observe, int64_t pass, const Window& window, const Tensor& start);
   void keep(const Tensor& rows);
   Decoded finish(double forward_seconds);

@@ -30,8 +30,7 @@ Rule::Rule(const ImageModel& model, const DecoderOptions& options, const Decoder
     : options_(options), forced_(model.forced()), structural_(model.codes() - model.free_codes()), randomness_(randomness) {
   const bool windowed = options.kind != DecoderKind::ar && options.kind != DecoderKind::zipar;
   if (options.coupling == Coupling::gumbel && windowed)
-    gumbel_ = randomness.gumbel(std::vector<int64_t>(static_cast<size_t>(randomness.rows()), 0), options.window + 1, model.codes())
-                  .to(law_type(model.table()));
+    gumbel_ = randomness.gumbel(0, options.window + 1, model.codes()).to(law_type(model.table()));
   if (options.relaxed_neighbours > 0)
     relaxed_ = std::make_unique<RelaxedAcceptance>(model.table(), std::min(options.relaxed_neighbours, model.free_codes() - 1),
                                                    options.relaxed_delta);

@@ -41,7 +41,8 @@ Window::Window(const ImageModel& model, const DecoderOptions& options, const mod
   if (times.size() > 1) {
     // A step from t_k to t_k-1 is z <- decay z + gain z_0.
     const auto K = static_cast<int64_t>(times.size()) - 1;
-    const Tensor t = at::tensor(times, at::kDouble).to(table.options()), one = at::ones({K, 1}, t.options()), none = at::zeros_like(one);
+    const Tensor t = at::tensor(times, at::kDouble).to(table.options());
+    const Tensor one = at::ones({K, 1}, t.options()), none = at::zeros_like(one);
     const auto by_level = [&](const Tensor& z, const Tensor& z0) {
       return at::cat({none.narrow(0, 0, 1), noise->denoise(z, z0, t.narrow(0, 1, K), t.narrow(0, 0, K))});
     };
@@ -101,7 +102,8 @@ void Window::fill(const Tensor& count, const Tensor& start, int64_t most) {
   const auto newest = [&](const Tensor& t) { return t.narrow(1, W - most, most); };
   const Tensor j = at::arange(W - most, W, draft.options());
   const Tensor fresh = (j + count.unsqueeze(1)).ge(W), place = (start.unsqueeze(1) + j).clamp_max(last);  // [B, most]
-  Tensor x = (first_draft_.gather(1, place) * static_cast<double>(model_.free_codes())).to(at::kLong).clamp_max(model_.free_codes() - 1);
+  const int64_t codes = model_.free_codes();
+  Tensor x = (first_draft_.gather(1, place) * static_cast<double>(codes)).to(at::kLong).clamp_max(codes - 1);
   if (options_.refill == Refill::left && !noisy.defined()) {  // the last slot that is not new; the first window has none
     const Tensor old = W - count.unsqueeze(1);
     x = at::where(old.gt(0), draft.gather(1, (old - 1).clamp_min(0)), x);

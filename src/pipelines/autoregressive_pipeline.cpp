@@ -75,7 +75,8 @@ AutoregressivePipeline::AutoregressivePipeline(const fs::path& folder, at::Devic
 
 std::string AutoregressivePipeline::description() const {
   return fmt::format("autoregressive, {} parameters, {} x {} codes of {}",
-                     human_count(static_cast<double>(transformer_->parameter_count())), layout_.grid_height, layout_.grid_width, layout_.codebook);
+                     human_count(static_cast<double>(transformer_->parameter_count())), layout_.grid_height,
+                     layout_.grid_width, layout_.codebook);
 }
 
 void AutoregressivePipeline::check(const GenerateOptions& options) const {
