@@ -31,6 +31,7 @@ section() {  # NAME, then arguments of bench_decoding
   "$binary" --json "$out/$1.json" "${@:2}" | tee "$out/$1.txt"
 }
 section ratios ratios --model "$model"
+section ratios-window16 ratios --model "$model" --window 16
 section deterministic deterministic --model "$model" --batch 8
 section memory memory --model "$model"
 section ridge ridge --model "$model"

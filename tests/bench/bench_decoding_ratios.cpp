@@ -161,10 +161,25 @@ Timing time_sampled(const Model& model, const Side& side, int64_t batch, const S
   return t;
 }
 
+namespace {
+// What is timed must be right: with the same Gumbel noise a window draws the codes of ar, up to a rounding of the network.
+void compare_codes(const Model& model, const RatiosArguments& a) {
+  std::vector<Side> sides = sides_of(a.decoder, model.image->length());
+  sides[0].options.coupling = Coupling::gumbel;
+  const auto codes = [&](const Side& side) {
+    return decoding::decode(*model.image, model.prompts(1), at::arange(1), 1, side.options, model.noise).codes;
+  };
+  const Tensor ar = codes(sides[0]), window = codes(sides[2]);
+  fmt::print("codes of {} that equal ar's with the same noise: {} of {}\n", sides[2].name, ar.eq(window).sum().item<int64_t>(),
+             ar.numel());
+}
+}  // namespace
+
 Json ratios(const RatiosArguments& a) {
   const Model model = make_model(a.model, a.logit_scale);
   const bool whole = decodes_whole(a, model);
   print_model(model, a, whole);
+  if (whole) compare_codes(model, a);
   Json out = {{"section", "ratios"},
               {"model", model.name},
               {"parameters", model.parameters},
@@ -180,29 +195,29 @@ Json ratios(const RatiosArguments& a) {
   return out;
 }
 
-// deterministic decodes the images of a batch one by one.
+// deterministic decodes the images of a batch one by one. Sampled: as many single passes against one of the batch, whatever S is.
 Json deterministic(const RatiosArguments& a) {
   const Model model = make_model(a.model, a.logit_scale);
   const bool whole = decodes_whole(a, model);
   print_model(model, a, whole);
-  if (!whole) fmt::print("  sampled: {} single images against one batch whose rows take equally many passes\n", a.batch.back());
   const int64_t B = a.batch.back();
+  const auto run = [&](const Side& side, bool apart) {
+    if (whole) return time_whole(model, side, B, B, apart).image;
+    const Seconds pass = time_sampled(model, side, apart ? 1 : B, a.sampled).pass;
+    return apart ? pass : pass / static_cast<double>(B);
+  };
   Json out = {{"section", "deterministic"}, {"model", model.name}, {"batch", B}, {"machine", machine()}, {"rows", Json::array()}};
   for (const Side& side : sides_of(a.decoder, model.image->length())) {
     std::vector<Seconds> together, apart;
     std::vector<double> ratio;
     for (int64_t round = 0; round < a.rounds; ++round) {
-      together.push_back((whole ? time_whole(model, side, B, B) : time_sampled(model, side, B, a.sampled)).image);
-      apart.push_back((whole ? time_whole(model, side, B, B, true) : time_sampled(model, side, 1, a.sampled)).image);
+      together.push_back(run(side, false)), apart.push_back(run(side, true));
       ratio.push_back(apart.back().wall / together.back().wall);
     }
-    fmt::print("  {:<20} batch {}: {:>8.3f} s/image  deterministic {:>8.3f} s/image  cost {:.2f}x  CPU/wall {:.2f} and {:.2f}\n",
-               side.name, B, median(together).wall, median(apart).wall, median(ratio),
-               median(together).cpu / median(together).wall, median(apart).cpu / median(apart).wall);
-    out["rows"].push_back({{"side", side.name},
-                           {"batched", to_json(median(together))},
-                           {"deterministic", to_json(median(apart))},
-                           {"cost", median(ratio)}});
+    const Seconds t = median(together), d = median(apart);
+    fmt::print("  {:<20} batch {}: {:>9.2f} ms/{}  deterministic {:>9.2f}  cost {:.2f}x  CPU/wall {:.2f} and {:.2f}\n", side.name,
+               B, 1e3 * t.wall, whole ? "image" : "image and pass", 1e3 * d.wall, median(ratio), t.cpu / t.wall, d.cpu / d.wall);
+    out["rows"].push_back({{"side", side.name}, {"batched", to_json(t)}, {"deterministic", to_json(d)}, {"cost", median(ratio)}});
   }
   return out;
 }
