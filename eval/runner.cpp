@@ -223,6 +223,7 @@ Results run_evaluation(EvalConfig& c, at::Device device) {
   if (c.threads > 0) at::set_num_threads(static_cast<int>(c.threads));
   const fs::path out = output_folder(c);
   make_directories(out);
+  if (!c.paired_with.empty()) open_baseline(c.paired_with, c.seed);  // an error now, not after all samples are drawn
   std::vector<std::pair<std::string, double>> timing;
   auto start = Clock::now();
   const auto lap = [&](const std::string& part) {

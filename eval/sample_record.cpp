@@ -68,12 +68,18 @@ SampleRecord load_samples(const fs::path& path) {
   return r;
 }
 
-SampleRecord load_baseline(const fs::path& folder, const SampleRecord& own) {
+SampleRecord open_baseline(const fs::path& folder, int64_t seed) {
   const fs::path path = folder / "samples.safetensors";
   SampleRecord r = load_samples(path);
-  if (r.seed != own.seed)
+  if (r.seed != seed)
     fail<ConfigError>("paired_with: {} was made with seed {}, this evaluation with {}; pairs need one seed",
-                      path.string(), r.seed, own.seed);
+                      path.string(), r.seed, seed);
+  return r;
+}
+
+SampleRecord load_baseline(const fs::path& folder, const SampleRecord& own) {
+  const fs::path path = folder / "samples.safetensors";
+  SampleRecord r = open_baseline(folder, own.seed);
   if (r.tokens.size(1) != own.tokens.size(1))
     fail<ConfigError>("paired_with: {} has images of {} tokens, this evaluation of {}", path.string(), r.tokens.size(1),
                       own.tokens.size(1));

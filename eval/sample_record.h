@@ -27,6 +27,8 @@ void save_samples(const std::filesystem::path& path, const SampleRecord& record)
 // DataError naming the file and what is wrong with it.
 SampleRecord load_samples(const std::filesystem::path& path);
 
+// What can be known of a baseline before anything is sampled: it is there, and of this seed.
+SampleRecord open_baseline(const std::filesystem::path& folder, int64_t seed);
 // The baseline of an evaluation with `paired_with: folder`, cut to the samples both have: min of the two numbers.
 // ConfigError unless the seed is equal and sample i has the same caption on both sides.
 SampleRecord load_baseline(const std::filesystem::path& folder, const SampleRecord& own);

@@ -1,30 +1,11 @@
 // Autoregressive decoding, one free token a pass, and the likelihood of given tokens under the same law.
+#include "src/decoding/guidance.h"
 #include "src/decoding/recorder.h"
 #include "src/decoding/rules.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
 
 namespace fewstep::decoding {
-namespace {
-
-// Conditional rows, then as many unconditional ones.
-Tensor with_unconditional(const ImageModel& model, const Tensor& prompts, bool guided) {
-  return guided ? at::cat({prompts, model.unconditional_prompt().unsqueeze(0).expand_as(prompts)}) : prompts;
-}
-
-Tensor guide(const Tensor& logits, double guidance) {
-  if (guidance == 1) return logits;
-  const int64_t B = logits.size(0) / 2;
-  const Tensor c = logits.narrow(0, 0, B), u = logits.narrow(0, B, B);
-  return (c - u).mul_(guidance).add_(u);
-}
-
-Tensor embed(const ImageModel& model, const Tensor& codes, bool guided) {  // [B, L] -> [B', L, d]
-  const Tensor e = model.table().index_select(0, codes.flatten()).view({codes.size(0), codes.size(1), -1});
-  return guided ? at::cat({e, e}) : e;
-}
-
-}  // namespace
 
 Decoded decode_autoregressive(const ImageModel& model, const Tensor& prompts, const Tensor& ids, uint64_t seed, const DecoderOptions& options) {
   const Inference inference;
@@ -54,7 +35,7 @@ Decoded decode_autoregressive(const ImageModel& model, const Tensor& prompts, co
       recorder.add(pass, at::full({B, 1}, i, prompts.options()), known, at::one_hot(known, model.codes()).to(p.options()));
       code = at::cat({code, known}, 1);
     }
-    input = embed(model, code, guided);
+    input = embed_codes(model, code, guided);
   }
   return recorder.finish(forward_seconds);
 }
@@ -63,7 +44,7 @@ Likelihood likelihood(const ImageModel& model, const Tensor& prompts, const Tens
   const NoGrad no_grad;
   const int64_t P = prompts.size(1), N = model.length();
   const bool guided = sampling.guidance != 1;
-  const Tensor images = embed(model, codes.narrow(1, 0, N - 1), guided);
+  const Tensor images = embed_codes(model, codes.narrow(1, 0, N - 1), guided);
   const Tensor hidden = model.hidden(at::cat({model.embed_prompts(with_unconditional(model, prompts, guided)), images}, 1), {});
   Tensor l = guide(model.code_logits(hidden.narrow(1, P - 1, N)), sampling.guidance).narrow(-1, 0, model.free_codes());
   const Tensor structural = model.forced().ge(0), code = codes.clamp_max(model.free_codes() - 1).unsqueeze(-1);

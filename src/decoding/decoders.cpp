@@ -83,11 +83,16 @@ Decoded decode(const ImageModel& model, const Tensor& prompts, const Tensor& ids
                const models::EmbeddingNoise* noise, const PassObserver& observe) {
   check(options, model.length());
   if (options.kind == DecoderKind::sjd2 && noise == nullptr) fail<Error>("sjd2 needs the statistics of the noise on embeddings");
-  if (!options.deterministic) return decode_batch(model, prompts, ids, seed, options, noise, observe);
+  const auto finite = [&](Decoded d) {  // the entropy of a law that is not finite is not either
+    if (!at::isfinite(d.entropy).all().item<bool>())
+      fail<NumericError>("decoder {}: the network's logits are not finite; are its weights whole?", name_of(options.kind));
+    return d;
+  };
+  if (!options.deterministic) return finite(decode_batch(model, prompts, ids, seed, options, noise, observe));
   std::vector<Decoded> parts;
   for (int64_t b = 0; b < prompts.size(0); ++b)
     parts.push_back(decode_batch(model, prompts.narrow(0, b, 1), ids.narrow(0, b, 1), seed, options, noise, observe));
-  return concatenate(parts);
+  return finite(concatenate(parts));
 }
 
 }  // namespace fewstep::decoding

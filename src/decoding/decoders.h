@@ -67,7 +67,8 @@ struct Decoded {
 // draft yet), levels int64 [B, N].
 using PassObserver = std::function<void(int64_t pass, const Tensor& codes, const Tensor& levels)>;
 
-// prompts int64 [B, P]; ids int64 [B] (CPU): the samples' numbers, keys of their randomness. `noise` is required by sjd2.
+// prompts int64 [B, P]; ids int64 [B] (CPU): the samples' numbers, keys of their randomness. `noise` is required by sjd2. NumericError
+// when a law is not finite.
 Decoded decode(const ImageModel& model, const Tensor& prompts, const Tensor& ids, uint64_t seed, const DecoderOptions& options,
                const models::EmbeddingNoise* noise = nullptr, const PassObserver& observe = {});
 

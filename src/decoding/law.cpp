@@ -18,8 +18,11 @@ uint32_t ordered(float x) {
   return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-// The k-th largest of n values: one bin of a histogram holds it, and the search goes on in that bin only.
-float kth_of_row(const float* row, int64_t n, int64_t k, std::vector<float>& bin) {
+float from_ordered(uint32_t x) { return std::bit_cast<float>(x >> 31 ? x & 0x7fffffffu : ~x); }
+
+// The k-th largest of n values: one bin of a histogram holds it, and the search goes on in that bin only. In integers, which
+// have an order even where a float is not a number.
+float kth_of_row(const float* row, int64_t n, int64_t k, std::vector<uint32_t>& bin) {
   constexpr int kShift = 21;
   std::array<int64_t, 1 << (32 - kShift)> count{};
   for (int64_t i = 0; i < n; ++i) ++count[ordered(row[i]) >> kShift];
@@ -27,9 +30,9 @@ float kth_of_row(const float* row, int64_t n, int64_t k, std::vector<float>& bin
   for (; count[at_bin] < k; --at_bin) k -= count[at_bin];
   bin.clear();
   for (int64_t i = 0; i < n; ++i)
-    if (ordered(row[i]) >> kShift == at_bin) bin.push_back(row[i]);
+    if (const uint32_t x = ordered(row[i]); x >> kShift == at_bin) bin.push_back(x);
   std::nth_element(bin.begin(), bin.begin() + (k - 1), bin.end(), std::greater<>());
-  return bin[static_cast<size_t>(k - 1)];
+  return from_ordered(bin[static_cast<size_t>(k - 1)]);
 }
 
 // [..., K] -> [..., 1]. topk keeps and orders k pairs a row to find it: with 2,000 of 8,192 codes that was longer than all other
@@ -43,7 +46,7 @@ Tensor kth_largest(const Tensor& x, int64_t k) {
   const float* in = rows.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
   at::parallel_for(0, out.numel(), 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> bin;
+    std::vector<uint32_t> bin;
     for (int64_t i = begin; i < end; ++i) to[i] = kth_of_row(in + i * K, K, k, bin);
   });
   return out;

@@ -1,6 +1,7 @@
 // ZipAR (He et al. 2024, arXiv 2412.04062): a row of the grid starts as soon as the row above it is `window` tokens ahead, so
 // several rows are decoded in one pass. Lossy: a token does not see the end of the row above, and a row's first token is
 // predicted from a stand-in for the last token of the row above, the newest one there is.
+#include "src/decoding/guidance.h"
 #include "src/decoding/recorder.h"
 #include "src/decoding/rules.h"
 #include "src/tensor/modes.h"
@@ -12,7 +13,8 @@ namespace {
 // Which places a pass feeds and which it predicts: the same for every image.
 class RowSchedule {
  public:
-  RowSchedule(int64_t slots, int64_t width, int64_t lead) : width_(width), lead_(std::min(lead, width)), done_(static_cast<size_t>(slots / width), 0), fed_(static_cast<size_t>(slots), false) {}
+  RowSchedule(int64_t slots, int64_t width, int64_t lead)
+      : width_(width), lead_(std::min(lead, width)), done_(static_cast<size_t>(slots / width), 0), fed_(static_cast<size_t>(slots), false) {}
 
   struct Step {
     std::vector<int64_t> fed;      // places whose token is an input; -1: the prompt's last token
@@ -60,11 +62,11 @@ Decoded decode_row_parallel(const ImageModel& model, const Tensor& prompts, cons
   const auto integers = prompts.options();
   const DecoderRandomness randomness(ids, seed, N, integers);
   const Rule rule(model, options, randomness);
-  const Tensor uniforms = randomness.autoregressive(), table = model.table();
+  const Tensor uniforms = randomness.autoregressive();
   models::KvCache cache = model.make_cache(guided ? 2 * B : B, P + N);
   for (auto* side : {&cache.keys, &cache.values})
     for (Tensor& t : *side) t.zero_();
-  const Tensor ids_in = guided ? at::cat({prompts, model.unconditional_prompt().unsqueeze(0).expand_as(prompts)}) : prompts;
+  const Tensor ids_in = with_unconditional(model, prompts, guided);
   Tensor codes = at::zeros({B, N}, integers), filled = at::zeros({P + N}, integers.dtype(at::kBool));
   if (P > 1) model.hidden(model.embed_prompts(ids_in.narrow(1, 0, P - 1)), {.cache = &cache});
   filled.narrow(0, 0, P).fill_(true);
@@ -75,24 +77,15 @@ Decoded decode_row_parallel(const ImageModel& model, const Tensor& prompts, cons
     const auto step = schedule.next();
     const auto L = static_cast<int64_t>(step.fed.size());
     const Tensor fed = at::tensor(step.fed, at::kLong).to(integers.device()), source = at::tensor(step.source, at::kLong).to(integers.device());
-    Tensor input;
-    if (pass == 0) {
-      input = model.embed_prompts(ids_in.narrow(1, P - 1, 1));
-    } else {
-      input = table.index_select(0, codes.index_select(1, source).flatten()).view({B, L, -1});
-      if (guided) input = at::cat({input, input});
-    }
+    const Tensor input = pass == 0 ? model.embed_prompts(ids_in.narrow(1, P - 1, 1))
+                                   : embed_codes(model, codes.index_select(1, source), guided);
     const Tensor position = (fed + P).unsqueeze(0);  // [1, L]
     filled.index_fill_(0, position.flatten(), true);
     const Tensor mask = at::arange(P + N, integers).le(position.view({L, 1})).logical_and(filled).view({1, 1, L, P + N});
     const auto begin = std::chrono::steady_clock::now();
     const Tensor all = position.expand({input.size(0), L});
     const Tensor hidden = model.hidden(input, {.positions = all, .mask = mask, .cache = &cache, .slots = all, .keys = P + N});
-    Tensor l = model.code_logits(hidden);
-    if (guided) {
-      const Tensor c = l.narrow(0, 0, B), u = l.narrow(0, B, B);
-      l = u + options.sampling.guidance * (c - u);
-    }
+    const Tensor l = guide(model.code_logits(hidden), options.sampling.guidance);
     forward_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     const Tensor predicts = at::tensor(step.predicts, at::kLong).to(integers.device());
     const Tensor chosen = predicts.ge(0).nonzero().flatten();

@@ -67,13 +67,11 @@ void Window::update(const Tensor& y, const Tensor& p) {
   const Tensor is_noisy = k.gt(0);
   if (noisy.defined()) {
     const Tensor table = model_.table();
-    // The last step lands on its target: it has to be a code's embedding.
-    const Tensor sampled = table.index_select(0, y.flatten()).view({y.size(0), W, -1});
     const Tensor target = options_.denoise_with == DenoiseWith::expected
-                              ? at::where(k.gt(1).unsqueeze(2), at::matmul(p.to(table.options()), table), sampled)
-                              : sampled;
+                              ? at::matmul(p.to(table.options()), table)
+                              : table.index_select(0, y.flatten()).view({y.size(0), W, -1});
     const auto of_level = [&](const Tensor& t) { return t.index_select(0, k.flatten()).view({y.size(0), W, 1}); };
-    Tensor z = noisy.narrow(1, 0, W);  // that of clean slots is not read any more
+    Tensor z = noisy.narrow(1, 0, W);  // not read any more once a slot is clean: then its draft's embedding is the input
     z.mul_(of_level(decay_)).add_(noise_->normalise(target).mul_(of_level(gain_)));
     k.copy_((k - 1).clamp_min_(0));
   }

@@ -6,6 +6,7 @@
 
 #include "src/base/error.h"
 #include "src/config/config.h"
+#include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
 #include "tests/decoding/support.h"
 
@@ -259,6 +260,17 @@ TEST(Options, AreReadByTheirNames) {
     EXPECT_EQ(config::parse<DecoderOptions>(std::string("decoder: ") + name).kind, kind);
     EXPECT_EQ(name_of(kind), name);
   }
+}
+
+// Weights that are no numbers end in an error, never in images.
+TEST(Decoders, LawsThatAreNotFiniteAreAnError) {
+  TinyModel tiny;
+  const NoGrad no_grad;
+  for (const DecoderOptions& o : one_of_each())
+    EXPECT_NO_THROW(decode(tiny.model(), tiny.prompts(2), some_ids(2), kSeed, o, &tiny.noise())) << label(o);
+  tiny.network.embedding_weight().fill_(std::nan(""));
+  for (const DecoderOptions& o : one_of_each())
+    EXPECT_THROW(decode(tiny.model(), tiny.prompts(2), some_ids(2), kSeed, o, &tiny.noise()), NumericError) << label(o);
 }
 
 }  // namespace

@@ -70,6 +70,19 @@ TEST(CodeLaw, EqualsTheNaiveComputation) {
   }
 }
 
+// As many codes as large models have, of either sign, with ties and with values that are no numbers.
+TEST(CodeLaw, TopKKeepsWhatTopkFinds) {
+  at::manual_seed(4);
+  const Tensor logits = (at::randn({6, 8192}, at::kFloat) * 40).round() / 8;
+  for (const int64_t k : {1, 50, 2000, 8191}) {
+    const Tensor smallest = std::get<0>(logits.topk(k, -1)).amin(-1, true);
+    EXPECT_TRUE(code_law(logits, {.top_k = k}).gt(0).le(logits.ge(smallest)).all().item<bool>()) << k;  // far ones may underflow
+    EXPECT_LT(max_difference(code_law(logits, {.top_k = k}), at::softmax(logits.masked_fill(logits.lt(smallest), -INFINITY), -1)), 1e-7) << k;
+  }
+  const Tensor broken = at::where(at::arange(8192).remainder(3).eq(0), std::nan(""), logits);
+  EXPECT_FALSE(code_law(broken, {.top_k = 2000}).isfinite().any().item<bool>());
+}
+
 TEST(Draw, InvertsTheCumulativeDistribution) {
   const Tensor weights = at::tensor({0.0, 3.0, 0.0, 0.5, 1.5, 0.0}, at::kDouble), law = weights / weights.sum();
   const int64_t M = 100000;
