@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All sections of bench_decoding: speed-ups over ar, time of a pass against its length, memory, cost of deterministic=true.
+# All sections of bench_decoding: speed-ups over ar, time of a pass against its length, passes of gated and published sjd2,
+# memory, cost of deterministic=true.
 #   tools/bench_decoding.sh [--force] [--out DIR] [RUN_OR_MODEL_DIR]
 # Without a folder the models are random ones (tiny, and 50 M parameters with 1,024 tokens). Results go to DIR
 # (default .cache/bench-decoding) as text and JSON. On a busy machine timings mean nothing: it refuses, unless --force.
@@ -8,7 +9,7 @@ cd "$(dirname "$0")/.."
 force= out=.cache/bench-decoding model=tiny
 while [[ $# -gt 0 ]]; do
   case $1 in
-    --help|-h) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    --help|-h) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
     --force) force=1 ;;
     --out) out=${2:?--out DIR}; shift ;;
     -*) echo "bench_decoding.sh: unknown option $1 (--force, --out DIR)" >&2; exit 2 ;;
@@ -35,10 +36,12 @@ section ratios-window16 ratios --model "$model" --window 16
 section deterministic deterministic --model "$model" --batch 8
 section memory memory --model "$model"
 section ridge ridge --model "$model"
+section passes passes --model "$model"
 if [[ $model == tiny ]]; then
   section ratios-50m ratios --model 50m --assume-s 3.2
   section ratios-50m-window64 ratios --model 50m --batch 1 --window 64 --top-k 2000 --assume-s 3.2
   section deterministic-50m deterministic --model 50m --batch 8 --places 1
-  section memory-50m memory --model 50m --rounds 1
+  section passes-1024 passes --model tiny1024
+section memory-50m memory --model 50m --rounds 1
   section ridge-50m ridge --model 50m
 fi

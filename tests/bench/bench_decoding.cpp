@@ -1,6 +1,7 @@
 // Decoders of autoregressive image models against each other, in turns on one machine:
 //   ratios          seconds of an image and a pass, speed-up over ar, share of a pass outside the transformer
 //   ridge           seconds of a pass against its query length; the prediction for a device bound by memory
+//   passes          forward passes of gated and published sjd2: what gating costs
 //   memory          peak memory beyond the model's
 //   deterministic   what deterministic=true costs a batch
 // tools/bench_decoding.sh runs them all with the settings that make timings of two-core machines comparable.
@@ -19,12 +20,13 @@ namespace {
 struct Arguments {
   RatiosArguments ratios;
   RidgeArguments ridge;
+  PassesArguments passes;
   MemoryArguments memory;
   std::string json;
 };
 
 void add_model(CLI::App& app, std::string& model) {
-  app.add_option("--model", model, "tiny, 50m (both random), or a run or model folder")->capture_default_str();
+  app.add_option("--model", model, "tiny, tiny1024, 50m (all random), or a run or model folder")->capture_default_str();
 }
 
 void add_decoder(CLI::App& app, DecoderArguments& d) {
@@ -57,6 +59,14 @@ void add_ridge(CLI::App& app, RidgeArguments& a) {
   app.add_option("--windows", a.windows, "windows of the predictions")->delimiter(',')->capture_default_str();
 }
 
+void add_passes(CLI::App& app, PassesArguments& a) {
+  add_model(app, a.model);
+  app.add_option("--images", a.images, "decoded at once")->capture_default_str();
+  app.add_option("--windows", a.windows)->delimiter(',')->capture_default_str();
+  app.add_option("--guidance", a.decoder.guidance, "1: none")->capture_default_str();
+  app.add_option("--top-k", a.decoder.top_k, "0: all")->capture_default_str();
+}
+
 void add_memory(CLI::App& app, MemoryArguments& a) {
   add_model(app, a.model);
   app.add_option("--batch", a.batch)->capture_default_str();
@@ -72,11 +82,13 @@ int run(int argc, char** argv) {
   app.add_option("--json", a.json, "write the numbers to this file");
   auto* ratios_command = app.add_subcommand("ratios", "speed of decoders against ar");
   auto* ridge_command = app.add_subcommand("ridge", "time of a pass against its query length");
+  auto* passes_command = app.add_subcommand("passes", "forward passes of gated and published sjd2");
   auto* memory_command = app.add_subcommand("memory", "peak memory beyond the model's");
   auto* deterministic_command = app.add_subcommand("deterministic", "cost of deterministic=true");
-  for (CLI::App* command : {ratios_command, ridge_command, memory_command, deterministic_command}) command->fallthrough();
+  for (CLI::App* command : {ratios_command, ridge_command, passes_command, memory_command, deterministic_command}) command->fallthrough();
   add_ratios(*ratios_command, a.ratios), add_ratios(*deterministic_command, a.ratios);
-  add_ridge(*ridge_command, a.ridge), add_memory(*memory_command, a.memory);
+  add_ridge(*ridge_command, a.ridge), add_passes(*passes_command, a.passes);
+  add_memory(*memory_command, a.memory);
   CLI11_PARSE(app, argc, argv);
   if (!a.memory.child.empty()) {
     fmt::print("{}\n", memory_of_child(a.memory).dump());
@@ -84,6 +96,7 @@ int run(int argc, char** argv) {
   }
   const Json out = *ratios_command   ? ratios(a.ratios)
                    : *ridge_command  ? ridge(a.ridge)
+                   : *passes_command ? passes(a.passes)
                    : *memory_command ? memory(a.memory)
                                      : deterministic(a.ratios);
   if (!a.json.empty()) write_json(a.json, out);

@@ -22,7 +22,7 @@ struct Seconds {
 double median(std::vector<double> values);
 Seconds median(const std::vector<Seconds>& values);
 
-// `tiny` and `50m` are random; anything else is a run or model folder.
+// `tiny`, `tiny1024` and `50m` are random; anything else is a run or model folder.
 struct Model {
   std::string name;
   models::SequenceLayout layout;
@@ -127,6 +127,14 @@ struct MemoryArguments {
 };
 Json memory(const MemoryArguments& a);
 Json memory_of_child(const MemoryArguments& a);  // runs side `child` in this process
+
+struct PassesArguments {
+  std::string model = "tiny";
+  int64_t images = 16;
+  std::vector<int64_t> windows = {8, 64, 96};
+  DecoderArguments decoder;
+};
+Json passes(const PassesArguments& a);
 
 Json machine();  // threads, load
 Json to_json(const Seconds& s);

@@ -27,6 +27,7 @@ struct RandomSizes {
   double logit_scale;
 };
 constexpr RandomSizes kTiny = {128, 5, 4, 352, 16, 256, 6.0};
+constexpr RandomSizes kTiny1024 = {128, 5, 4, 352, 32, 256, 6.0};
 constexpr RandomSizes kFiftyMillion = {512, 12, 8, 1536, 32, 8192, 3.0};
 
 void make_random(Model& m, const RandomSizes& s, double logit_scale) {
@@ -80,6 +81,8 @@ Model make_model(const std::string& name, double logit_scale) {
   m.name = name;
   if (name == "tiny")
     make_random(m, kTiny, logit_scale);
+  else if (name == "tiny1024")
+    make_random(m, kTiny1024, logit_scale);
   else if (name == "50m")
     make_random(m, kFiftyMillion, logit_scale);
   else
