@@ -15,6 +15,8 @@ struct ModelKind {
   std::unique_ptr<nn::Module> (*build)(const Json& config);  // uninitialised, with the current BuildScope
   // `fewstep model verify`: outputs by the names of `expected.*`, from `input.*` and the arguments of case.json.
   TensorMap (*reference_outputs)(nn::Module& module, const TensorMap& inputs, const Json& arguments, bool gradients);
+  // Brings the names of other files of the same network to ours; nullptr: there are no others.
+  TensorMap (*adopt)(TensorMap tensors) = nullptr;
 };
 std::span<const ModelKind> model_kinds();
 std::string class_name_of(const Json& config);  // "" when none of the known keys is there

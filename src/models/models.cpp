@@ -5,11 +5,15 @@
 #include "src/base/files.h"
 #include "src/base/table.h"
 #include "src/io/safetensors.h"
+#include "src/models/clip.h"
 #include "src/models/contrastive.h"
 #include "src/models/conv_encoder.h"
+#include "src/models/dinov2.h"
+#include "src/models/fid_inception.h"
 #include "src/models/llama.h"
 #include "src/models/model.h"
 #include "src/models/references.h"
+#include "src/models/vgg16.h"
 #include "src/models/vq_model.h"
 #include "src/tensor/ops.h"
 
@@ -26,10 +30,17 @@ constexpr ModelKind kModels[] = {
     {"VQModel", build<VQModel, VqConfig>, vq_reference},
     {"ConvEncoder", build<ConvEncoder, ConvEncoderConfig>, conv_encoder_reference},
     {"ContrastiveModel", build<ContrastiveModel, ContrastiveConfig>, contrastive_reference},
+    {"CLIPModel", build<ClipModel, ClipConfig>, clip_reference},
+    {"CLIPTextModel", build<ClipTextModel, ClipTextConfig>, clip_text_reference, adopt_clip_text},
+    {"CLIPTextModelWithProjection", build<ClipTextModel, ClipTextConfig>, clip_text_reference, adopt_clip_text},
+    {"Dinov2Model", build<Dinov2Model, Dinov2Config>, dinov2_reference},
+    {"pytorch_fid InceptionV3", build<FidInception, FidInceptionConfig>, fid_inception_reference, adopt_fid_inception},
+    {"torchvision VGG16", build<Vgg16, Vgg16Config>, vgg16_reference},
 };
 
 // For configs without `architectures`.
-constexpr std::pair<std::string_view, std::string_view> kModelTypes[] = {{"llama", "LlamaForCausalLM"}};
+constexpr std::pair<std::string_view, std::string_view> kModelTypes[] = {
+    {"llama", "LlamaForCausalLM"}, {"clip", "CLIPModel"}, {"clip_text_model", "CLIPTextModel"}, {"dinov2", "Dinov2Model"}};
 
 std::string text_at(const Json& config, const char* key) {
   const auto it = config.find(key);
@@ -73,7 +84,8 @@ std::unique_ptr<nn::Module> load_model(const std::filesystem::path& folder) {
   const Json config = read_json(config_path);
   const ModelKind& kind = find_model_kind(config, config_path.string());
   std::unique_ptr<nn::Module> module = kind.build(config);
-  module->load(io::Safetensors(weights).all(), weights.string());
+  TensorMap tensors = io::Safetensors(weights).all();
+  module->load(kind.adopt ? kind.adopt(std::move(tensors)) : tensors, weights.string());
   module->train(false);
   return module;
 }

@@ -9,5 +9,10 @@ TensorMap llama_reference(nn::Module& module, const TensorMap& inputs, const Jso
 TensorMap vq_reference(nn::Module& module, const TensorMap& inputs, const Json& arguments, bool gradients);
 TensorMap conv_encoder_reference(nn::Module& module, const TensorMap& inputs, const Json& arguments, bool gradients);
 TensorMap contrastive_reference(nn::Module& module, const TensorMap& inputs, const Json& arguments, bool gradients);
+TensorMap clip_reference(nn::Module& module, const TensorMap& inputs, const Json& arguments, bool gradients);
+TensorMap clip_text_reference(nn::Module& module, const TensorMap& inputs, const Json& arguments, bool gradients);
+TensorMap dinov2_reference(nn::Module& module, const TensorMap& inputs, const Json& arguments, bool gradients);
+TensorMap fid_inception_reference(nn::Module& module, const TensorMap& inputs, const Json& arguments, bool gradients);
+TensorMap vgg16_reference(nn::Module& module, const TensorMap& inputs, const Json& arguments, bool gradients);
 
 }  // namespace fewstep::models

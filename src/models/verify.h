@@ -27,6 +27,8 @@ struct VerifyReport {
 // One tensor against its expectation. Integers must be equal; gradients (names "grad*") have a wider limit.
 VerifyLine compare(const std::string& name, const Tensor& expected, const Tensor& actual, std::optional<double> limit = {});
 VerifyReport verify_model(const std::filesystem::path& folder, const VerifyOptions& options = {});
+// A tokenizer: a folder with expected.json and the tokenizer's files. Called by verify_model for such folders.
+VerifyReport verify_tokenizer(const std::filesystem::path& folder, const VerifyOptions& options);
 std::string to_text(const VerifyReport& report);  // one aligned line a tensor: name max_abs max_over_rms verdict
 
 }  // namespace fewstep::models

@@ -92,16 +92,18 @@ void BpeTokenizer::add_special_tokens_and_bytes() {
   std::sort(symbols.begin(), symbols.end());
   tokens_.insert(tokens_.end(), symbols.begin(), symbols.end());
   for (size_t id = 0; id < tokens_.size(); ++id) ids_[tokens_[id]] = static_cast<int64_t>(id);
-  index_bytes("the byte alphabet");
+  byte_ids_ = last_byte_ids_ = index_bytes("the byte alphabet", "");
 }
 
-void BpeTokenizer::index_bytes(const std::string& origin) {
+std::array<int64_t, 256> BpeTokenizer::index_bytes(const std::string& origin, const std::string& suffix) const {
+  std::array<int64_t, 256> out{};
   for (size_t b = 0; b < 256; ++b) {
-    const auto found = ids_.find(byte_symbols()[b]);
+    const auto found = ids_.find(byte_symbols()[b] + suffix);
     if (found == ids_.end())
-      fail<DataError>("{}: no token for byte {} ('{}'): not a byte-level vocabulary", origin, b, byte_symbols()[b]);
-    byte_ids_[b] = found->second;
+      fail<DataError>("{}: no token for byte {} ('{}'): not a byte-level vocabulary", origin, b, byte_symbols()[b] + suffix);
+    out[b] = found->second;
   }
+  return out;
 }
 
 void BpeTokenizer::add_merge(Pair pair, int64_t result) {
@@ -121,6 +123,7 @@ void BpeTokenizer::encode_word(std::string_view word, std::vector<int64_t>& out)
   std::vector<int64_t> symbols;
   symbols.reserve(word.size());
   for (char c : word) symbols.push_back(byte_ids_[static_cast<uint8_t>(c)]);
+  if (!word.empty()) symbols.back() = last_byte_ids_[static_cast<uint8_t>(word.back())];
   while (symbols.size() > 1) {
     Merge best{std::numeric_limits<int64_t>::max(), -1};
     for (size_t i = 0; i + 1 < symbols.size(); ++i) {
@@ -150,17 +153,20 @@ std::string BpeTokenizer::decode(std::span<const int64_t> ids) const {
   std::string out;
   for (int64_t id : ids) {
     if (id == pad_ || id == bos_ || id == eos_) continue;
-    const std::string& symbols = token(id);
+    std::string_view symbols = token(id);
+    const bool ends_word = !end_of_word_.empty() && symbols.ends_with(end_of_word_);
+    if (ends_word) symbols.remove_suffix(end_of_word_.size());
     for (size_t i = 0; i < symbols.size();) {
       const size_t bytes = code_point_at(symbols, i).bytes;
-      const auto found = symbol_bytes().find(symbols.substr(i, bytes));
+      const auto found = symbol_bytes().find(std::string(symbols.substr(i, bytes)));
       if (found != symbol_bytes().end()) {
         out.push_back(static_cast<char>(found->second));
       } else {  // an added token of another vocabulary: its text is itself
-        out.append(symbols, i, bytes);
+        out.append(symbols.substr(i, bytes));
       }
       i += bytes;
     }
+    if (ends_word) out.push_back(' ');
   }
   return out;
 }
@@ -199,7 +205,8 @@ void BpeTokenizer::load_vocabulary(const fs::path& path) {
     place = token;
     ids_[token] = i;
   }
-  index_bytes(path.string());
+  byte_ids_ = index_bytes(path.string(), "");
+  last_byte_ids_ = index_bytes(path.string(), end_of_word_);
 }
 
 void BpeTokenizer::load_merges(const fs::path& path) {
@@ -238,11 +245,12 @@ void BpeTokenizer::load_special_tokens(const fs::path& path) {
   pad_ = find("pad_token"), bos_ = find("bos_token"), eos_ = find("eos_token");
 }
 
-BpeTokenizer BpeTokenizer::load(const fs::path& folder) {
+BpeTokenizer BpeTokenizer::load(const fs::path& folder, const BpeFormat& format) {
   BpeTokenizer tokenizer;
+  tokenizer.end_of_word_ = format.end_of_word;
   tokenizer.load_vocabulary(folder / "vocab.json");
   tokenizer.load_merges(folder / "merges.txt");
-  tokenizer.load_special_tokens(folder / "special_tokens_map.json");
+  tokenizer.load_special_tokens(folder / format.special_tokens);
   return tokenizer;
 }
 

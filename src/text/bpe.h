@@ -23,15 +23,21 @@ namespace fewstep::text {
 // The pieces of the pattern above, in order; together they are the whole text.
 std::vector<std::string_view> split_words(std::string_view text);
 
+struct BpeFormat {
+  std::string end_of_word;  // CLIP's vocabularies: "</w>" ends the last symbol of every word
+  std::string special_tokens = "special_tokens_map.json";  // file that names bos_token, eos_token and pad_token
+};
+
 class BpeTokenizer {
  public:
   // Deterministic: the most frequent pair first, ties by lexicographic order of (left, right). Ids: <pad> 0, <bos> 1,
   // <eos> 2, the 256 bytes, then merges. Stops early when no pair occurs twice. ConfigError: vocab_size below 259.
   static BpeTokenizer train(const std::vector<std::string>& corpus, int64_t vocab_size);
-  static BpeTokenizer load(const std::filesystem::path& folder);  // DataError with file and reason
+  static BpeTokenizer load(const std::filesystem::path& folder, const BpeFormat& format = {});  // DataError with file and reason
   void save(const std::filesystem::path& folder) const;
 
   std::vector<int64_t> encode(std::string_view text) const;  // without <bos> and <eos>; thread-safe
+  void encode_word(std::string_view word, std::vector<int64_t>& out) const;  // one piece of a pre-tokenised text
   std::string decode(std::span<const int64_t> ids) const;    // skips special tokens; Error on ids out of range
   int64_t vocab_size() const { return static_cast<int64_t>(tokens_.size()); }
   int64_t pad_id() const { return pad_; }
@@ -49,15 +55,15 @@ class BpeTokenizer {
   }
   void add_special_tokens_and_bytes();
   void add_merge(Pair pair, int64_t result);
-  void index_bytes(const std::string& origin);
+  std::array<int64_t, 256> index_bytes(const std::string& origin, const std::string& suffix) const;
   void load_vocabulary(const std::filesystem::path& path);
   void load_merges(const std::filesystem::path& path);
   void load_special_tokens(const std::filesystem::path& path);
-  void encode_word(std::string_view word, std::vector<int64_t>& out) const;
 
   std::vector<std::string> tokens_;  // by id
   std::unordered_map<std::string, int64_t> ids_;
-  std::array<int64_t, 256> byte_ids_{};
+  std::array<int64_t, 256> byte_ids_{}, last_byte_ids_{};  // the latter with the end of the word
+  std::string end_of_word_;
   std::vector<Pair> merges_;  // by rank
   std::unordered_map<uint64_t, Merge> merge_of_;
   int64_t pad_ = -1, bos_ = -1, eos_ = -1;

@@ -1,4 +1,4 @@
-// Golden folders of tests/golden (made by tools/golden/*.py with PyTorch), and ten losses of training.
+// Golden folders of tests/golden (made by tools/golden/*.py with PyTorch, transformers, torchvision, pytorch-fid), and ten losses of training.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -25,9 +25,10 @@ class GoldenFolder : public testing::TestWithParam<const char*> {};
 TEST_P(GoldenFolder, EveryTensorAgreesWithPyTorch) {
   const models::VerifyReport report = models::verify_model(kGolden / GetParam(), {.all = true, .limit = {}});
   EXPECT_TRUE(report.passed) << models::to_text(report);
-  EXPECT_GT(report.lines.size(), 10u);
+  EXPECT_GE(report.lines.size(), 4u);
 }
-INSTANTIATE_TEST_SUITE_P(Models, GoldenFolder, testing::Values("llama", "vq_model"));
+INSTANTIATE_TEST_SUITE_P(Models, GoldenFolder, testing::Values("llama", "vq_model", "clip_model", "clip_text_encoder", "clip_text_encoder_2", "dinov2",
+                                                                "fid_inception_slim16", "vgg16", "clip_tokenizer"));
 
 // A copy of the golden folder whose expectations or weights a test may spoil.
 struct SpoiltCopy {
