@@ -3,14 +3,13 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "eval/extraction.h"
 #include "eval/frechet.h"
 #include "eval/kernel_distance.h"
 #include "eval/prdc.h"
 #include "src/base/error.h"
 #include "src/base/log.h"
-#include "src/base/progress.h"
 #include "src/base/text.h"
-#include "src/io/image.h"
 #include "src/tensor/ops.h"
 
 namespace fewstep::eval {
@@ -29,34 +28,18 @@ CompareSide from_statistics(const fs::path& path, const ImageEncoder& encoder) {
   return side;
 }
 
-CompareSide from_folder(const fs::path& folder, const ImageEncoder& encoder) {
+CompareSide from_folder(const fs::path& folder, const ImageEncoder& encoder, bool skip_unreadable) {
   const std::vector<fs::path> files = image_files(folder);
   if (files.empty()) fail<DataError>("{}: no .png, .jpg, .jpeg or .webp files below this folder", folder.string());
   CompareSide side{.path = folder.string(), .total = {}, .features = {}};
-  std::vector<Tensor> features, batch;
-  int64_t constant = 0;
-  Progress progress(folder.filename().string(), static_cast<int64_t>(files.size()));
-  const auto flush = [&] {
-    if (batch.empty()) return;
-    features.push_back(encoder.features(at::stack(batch)));
-    side.groups.add(features.back());
-    batch.clear();
-  };
-  for (size_t i = 0; i < files.size(); ++i) {
-    Tensor image = io::read_image(files[i], io::Channels::rgb);
-    constant += image.min().item<int64_t>() == image.max().item<int64_t>();
-    // Images of another size go into a batch of their own; the encoder resizes each in the same way.
-    if (!batch.empty() && (batch[0].sizes() != image.sizes() || batch.size() == 64)) flush();
-    batch.push_back(std::move(image));
-    progress.update(static_cast<int64_t>(i) + 1);
-  }
-  flush();
-  progress.finish();
-  if (constant > 0)
-    log::warn("{}: {} of {} images are one flat colour; they are counted, not dropped", folder.string(), constant,
-              files.size());
+  std::vector<Tensor> features;
+  extract(files, encoder, {.skip_unreadable = skip_unreadable, .label = folder.filename().string()}, [&](const Encoded& encoded) {
+    features.push_back(encoded.features);
+    side.groups.add(encoded.features);
+  });
   side.features = at::cat(features);
   side.total = side.groups.total();
+  if (side.total.count() < 2) fail<DataError>("{}: {} image; a distance needs at least 2 (about 10 times the number of features)", folder.string(), side.total.count());
   return side;
 }
 
@@ -92,8 +75,8 @@ std::vector<fs::path> image_files(const fs::path& folder) {
   return files;
 }
 
-CompareSide load_side(const fs::path& path, const ImageEncoder& encoder) {
-  if (fs::is_directory(path)) return from_folder(path, encoder);
+CompareSide load_side(const fs::path& path, const ImageEncoder& encoder, bool skip_unreadable) {
+  if (fs::is_directory(path)) return from_folder(path, encoder, skip_unreadable);
   if (!fs::exists(path)) fail<DataError>("{}: no such folder or file", path.string());
   if (path.extension() == ".safetensors") return from_statistics(path, encoder);
   fail<DataError>(

@@ -18,7 +18,7 @@ struct CompareSide {
   Tensor features;  // float [N, D]; undefined for a statistics file
 };
 // ConfigError when a statistics file was made with other weights; DataError for unreadable images and empty folders.
-CompareSide load_side(const std::filesystem::path& path, const ImageEncoder& encoder);
+CompareSide load_side(const std::filesystem::path& path, const ImageEncoder& encoder, bool skip_unreadable = false);
 
 enum class CompareMetric { fid, kid, prdc };
 // {"metrics": {name: {value, ci95, n}}, "encoder": {...}, "a": {path, n}, "b": {path, n}}. A is the real side.

@@ -7,6 +7,7 @@
 #include "src/base/error.h"
 #include "src/base/hash.h"
 #include "src/base/json.h"
+#include "src/io/safetensors.h"
 #include "src/models/contrastive.h"
 #include "src/models/conv_encoder.h"
 #include "src/models/model.h"
@@ -37,21 +38,23 @@ class ConvImageEncoder : public ImageEncoder {
                    at::Device device)
       : module_(std::move(module)), encoder_(encoder), identity_(std::move(identity)), device_(device) {}
 
-  Encoded encode(const Tensor& images) const override {
+  Encoded encode(const Tensor& images) const override { return encode_prepared(prepared(images)); }
+  Tensor prepare(const Tensor& image) const override { return prepared(image.unsqueeze(0))[0]; }
+  Encoded encode_prepared(const Tensor& batch) const override {
     const NoGrad no_grad;
-    const Tensor x = prepared(images);
+    const Tensor x = batch.to(device_);
     return {encoder_.features(x).to(at::kCPU, at::kFloat),
             encoder_.config().classes > 0 ? encoder_.logits(x).to(at::kCPU, at::kFloat) : Tensor()};
   }
   Tensor features(const Tensor& images) const override {
     const NoGrad no_grad;
-    return encoder_.features(prepared(images)).to(at::kCPU, at::kFloat);
+    return encoder_.features(prepared(images).to(device_)).to(at::kCPU, at::kFloat);
   }
   EncoderIdentity identity() const override { return identity_; }
 
  private:
   Tensor prepared(const Tensor& images) const {
-    return prepare_images(images, encoder_.config().in_channels, encoder_.config().image_size).to(device_);
+    return prepare_images(images, encoder_.config().in_channels, encoder_.config().image_size);
   }
   std::unique_ptr<nn::Module> module_;  // owns what encoder_ refers to
   const models::ConvEncoder& encoder_;
@@ -136,6 +139,16 @@ std::string hash_weights(const fs::path& component) {
   return sha256_hex(all);
 }
 
+EncoderIdentity identify(const fs::path& component, const std::string& name) {
+  EncoderIdentity identity{.name = name, .sha256 = hash_weights(component)};
+  const fs::path file = component / "model.safetensors";
+  if (fs::exists(file)) {
+    const auto metadata = io::Safetensors(file).metadata();
+    if (const auto it = metadata.find("source_sha256"); it != metadata.end()) identity.source_sha256 = it->second;
+  }
+  return identity;
+}
+
 Tensor prepare_images(const Tensor& images, int64_t channels, int64_t size) {
   const NoGrad no_grad;
   const auto [B, C, H, W] = dims<4>(images);
@@ -154,15 +167,21 @@ Tensor prepare_images(const Tensor& images, int64_t channels, int64_t size) {
   return x / 127.5 - 1.0;
 }
 
-std::unique_ptr<ImageEncoder> load_image_encoder(const fs::path& folder, const std::string& name, at::Device device) {
-  const fs::path component = find_component(folder, {"ConvEncoder", "ContrastiveModel"});
+std::unique_ptr<ImageEncoder> load_image_encoder(const fs::path& folder, const std::string& name, at::Device device,
+                                                 const EncoderOptions& options) {
+  std::vector<std::string> classes = {"ConvEncoder", "ContrastiveModel"};
+  for (const std::string_view kind : published_encoders()) classes.emplace_back(kind);
+  const fs::path component = find_component(folder, classes);
+  const EncoderIdentity identity = identify(component, name);
+  if (auto published = make_published_encoder(class_in(component), component, identity, device, options)) return published;
+  if (!options.pipeline.empty() || !options.tap.empty())
+    fail<ConfigError>("{}: an encoder trained here has one image pipeline and one set of features; leave both unset", component.string());
   auto module = load_frozen(component, device);
   const models::ConvEncoder* encoder = nullptr;
   if (const auto* conv = dynamic_cast<const models::ConvEncoder*>(module.get())) encoder = conv;
   if (const auto* clip = dynamic_cast<const models::ContrastiveModel*>(module.get())) encoder = &clip->image();
   FEW_CHECK(encoder, "{}: built as neither ConvEncoder nor ContrastiveModel", component.string());
-  return std::make_unique<ConvImageEncoder>(std::move(module), *encoder, EncoderIdentity{name, hash_weights(component)},
-                                            device);
+  return std::make_unique<ConvImageEncoder>(std::move(module), *encoder, identity, device);
 }
 
 std::unique_ptr<TextImageEncoder> load_text_image_encoder(const fs::path& folder, const std::string& name,
@@ -172,7 +191,7 @@ std::unique_ptr<TextImageEncoder> load_text_image_encoder(const fs::path& folder
   if (!fs::is_directory(tokenizer))
     fail<DataError>("{}: no tokenizer folder beside the network; give the whole model folder", component.string());
   return std::make_unique<SmallClip>(load_frozen(component, device), text::BpeTokenizer::load(tokenizer),
-                                     EncoderIdentity{name, hash_weights(component)}, device);
+                                     identify(component, name), device);
 }
 
 }  // namespace fewstep::eval

@@ -19,6 +19,9 @@ class ImageEncoder {
   virtual ~ImageEncoder() = default;
   virtual Encoded encode(const Tensor& images) const = 0;  // uint8 [B, C, H, W]
   virtual Tensor features(const Tensor& images) const { return encode(images).features; }
+  // The same in two steps, for images of different sizes: prepare() each (any thread), stack, encode_prepared().
+  virtual Tensor prepare(const Tensor& image) const { return image; }  // uint8 [C, H, W] -> one row of the batch
+  virtual Encoded encode_prepared(const Tensor& batch) const { return encode(batch); }
   virtual EncoderIdentity identity() const = 0;
 };
 class TextImageEncoder {
@@ -29,17 +32,31 @@ class TextImageEncoder {
   virtual EncoderIdentity identity() const = 0;
 };
 
-// `folder`: a training run, a model folder, or the folder of the network itself (config.json + safetensors).
-// ConvEncoder, or the image tower of ContrastiveModel. `name` stands in metric names. ConfigError lists what was found
-// instead.
-std::unique_ptr<ImageEncoder> load_image_encoder(const std::filesystem::path& folder, const std::string& name,
-                                                 at::Device device);
+// How a published network is used; encoders trained in the framework have one way only and refuse what is set here.
+struct EncoderOptions {
+  std::string pipeline = {};  // InceptionV3: a name of inception_pipelines(), default clean; CLIP: transformers (default),
+                              // torchvision, square_first
+  std::string tap = {};       // InceptionV3: 2048 (default), 768, 192, 64, spatial (sFID); VGG16: fc2
+};
+
+// `folder`: a training run, a model folder, or the folder of the network itself (config.json + safetensors). ConvEncoder, the image
+// tower of ContrastiveModel, or a published network: InceptionV3 of FID, CLIPModel, Dinov2Model, VGG16. `name` stands in metric
+// names. ConfigError lists what was found instead.
+std::unique_ptr<ImageEncoder> load_image_encoder(const std::filesystem::path& folder, const std::string& name, at::Device device,
+                                                 const EncoderOptions& options = {});
+std::vector<std::string_view> published_encoders();  // class names in config.json
 std::unique_ptr<TextImageEncoder> load_text_image_encoder(const std::filesystem::path& folder, const std::string& name,
                                                           at::Device device);
+
+// A published network (published_encoders.cpp), or nullptr when `kind` is none.
+std::unique_ptr<ImageEncoder> make_published_encoder(const std::string& kind, const std::filesystem::path& component,
+                                                     const EncoderIdentity& identity, at::Device device, const EncoderOptions& options);
 
 // The component folder below `folder` whose config.json names one of `classes`; shared with the VQ lookup of the
 // runner.
 std::filesystem::path find_component(const std::filesystem::path& folder, const std::vector<std::string>& classes);
+// Hash of the weights, and of the download they were converted from where the file says so (tools/convert_weights.py).
+EncoderIdentity identify(const std::filesystem::path& component, const std::string& name);
 // SHA-256 of the one weight file, or of the shards' hashes in name order.
 std::string hash_weights(const std::filesystem::path& component);
 // uint8 [B, C, H, W] -> float [-1, 1] with the channels and size the network was trained on (grey <-> RGB, antialiased

@@ -29,17 +29,27 @@ std::string squeeze(std::string_view name) {
 
 }  // namespace
 
-// Filled when the Inception and CLIP loaders arrive; until then no weights earn an established name.
-std::span<const OfficialWeights> official_weights() { return {}; }
+// The file of pytorch-fid and torch-fidelity, pt_inception-2015-12-05-6726825d.pth: its name ends in the first digits of its
+// SHA-256, as torch.hub checks them.
+std::span<const OfficialWeights> official_weights() {
+  static constexpr OfficialWeights kList[] = {{"6726825d", "FD", "FID"}, {"6726825d", "KD", "KID"}, {"6726825d", "IS", "IS"}};
+  return kList;
+}
+
+namespace {
+// By the hash of the weights, or by that of the download which they were converted from.
+bool earns(const EncoderIdentity& e, const OfficialWeights& w) { return e.sha256 == w.sha256 || (w.sha256.size() >= 8 && e.source_sha256.starts_with(w.sha256)); }
+}  // namespace
 
 std::string metric_name(std::string_view metric, const EncoderIdentity& encoder, std::string_view detail,
                         std::span<const OfficialWeights> allowed) {
+  std::string details = encoder.pipeline;
+  if (!detail.empty()) details += fmt::format("{}{}", details.empty() ? "" : ",", detail);
   for (const OfficialWeights& w : allowed)
-    if (w.sha256 == encoder.sha256 && w.metric == metric)
-      return detail.empty() ? std::string(w.official_name) : fmt::format("{}[{}]", w.official_name, detail);
+    if (w.metric == metric && earns(encoder, w))
+      return details.empty() ? std::string(w.official_name) : fmt::format("{}[{}]", w.official_name, details);
   FEW_CHECK(encoder.sha256.size() == 64, "encoder '{}' has no SHA-256 ('{}')", encoder.name, encoder.sha256);
-  return fmt::format("{}[{}@{}{}{}]", metric, encoder.name, encoder.sha256.substr(0, 8), detail.empty() ? "" : ",",
-                     detail);
+  return fmt::format("{}[{}@{}{}{}]", metric, encoder.name, encoder.sha256.substr(0, 8), details.empty() ? "" : ",", details);
 }
 
 void check_metric_name(std::string_view name, std::span<const EncoderIdentity> encoders,
@@ -52,7 +62,7 @@ void check_metric_name(std::string_view name, std::span<const EncoderIdentity> e
   if (std::find(kEstablished.begin(), kEstablished.end(), squeeze(bare)) == kEstablished.end()) return;
   for (const OfficialWeights& w : allowed)
     for (const EncoderIdentity& e : encoders)
-      if (w.sha256 == e.sha256 && w.official_name == bare) return;
+      if (earns(e, w) && w.official_name == bare) return;
   fail<ConfigError>(
       "'{}' may only be printed for the published network's weights; name the encoder instead, as in "
       "FD[judge@1a2b3c4d], KD[...], CLIPScore[...]",

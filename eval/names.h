@@ -9,11 +9,14 @@ namespace fewstep::eval {
 struct EncoderIdentity {
   std::string name;    // "judge"
   std::string sha256;  // of the weight file
+  std::string source_sha256 = {};  // of the download it was converted from; empty: unknown
+  std::string pipeline = {};       // how images are prepared, where there are several ways: part of every number's name
 };
 
 // Weights whose SHA-256 earns the established name of a metric ("FID" needs the Inception of 2015-12-05).
 struct OfficialWeights {
-  std::string_view sha256, metric, official_name;  // {"6726825d...", "FD", "FID"}
+  // Hash of the weights, or at least 8 digits of the original download's: {"6726825d", "FD", "FID"}.
+  std::string_view sha256, metric, official_name;
 };
 std::span<const OfficialWeights> official_weights();
 

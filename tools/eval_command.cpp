@@ -16,9 +16,10 @@ namespace fewstep {
 namespace {
 
 struct EvalArguments {
-  std::string config, a, b, encoder;
+  std::string config, a, b, encoder, name = "encoder";
+  eval::EncoderOptions encoder_options;
   std::vector<std::string> overrides;
-  bool json = false;
+  bool json = false, skip_unreadable = false;
 };
 
 at::Device single_device(dist::DeviceKind kind) {
@@ -43,10 +44,11 @@ void evaluate(const EvalArguments& a) {
 void compare_sets(const EvalArguments& a, eval::CompareMetric metric) {
   if (a.encoder.empty())
     fail<ConfigError>(
-        "--encoder DIR is needed: the run or model folder of a classifier_encoder or contrastive training "
-        "(the Inception and CLIP networks of the published metrics cannot be loaded yet)");
-  const auto encoder = eval::load_image_encoder(a.encoder, "encoder", single_device(dist::DeviceKind::automatic));
-  const Json result = eval::compare(metric, eval::load_side(a.a, *encoder), eval::load_side(a.b, *encoder), *encoder);
+        "--encoder DIR is needed: a network's folder (config.json + safetensors: the InceptionV3 of FID, CLIP, DINOv2, VGG16; "
+        "tools/convert_weights.py makes one of the usual downloads), or the run of a classifier_encoder or contrastive training");
+  const auto encoder = eval::load_image_encoder(a.encoder, a.name, single_device(dist::DeviceKind::automatic), a.encoder_options);
+  const eval::CompareSide side_a = eval::load_side(a.a, *encoder, a.skip_unreadable), side_b = eval::load_side(a.b, *encoder, a.skip_unreadable);
+  const Json result = eval::compare(metric, side_a, side_b, *encoder);
   if (a.json) {
     fmt::print("{}\n", result.dump(2));
     return;
@@ -74,7 +76,11 @@ void add_eval_command(CLI::App& app) {
     auto* sub = command->add_subcommand(pairs[i].first, meaning[i]);
     sub->add_option("A", a->a, "real images: a folder, or a statistics file (.safetensors)")->required();
     sub->add_option("B", a->b, "the images to judge: the same")->required();
-    sub->add_option("--encoder", a->encoder, "run or model folder of the encoder");
+    sub->add_option("--encoder", a->encoder, "folder of the network, or run or model folder of an encoder trained here");
+    sub->add_option("--name", a->name, "what the numbers call the encoder: FD[NAME@hash]")->capture_default_str();
+    sub->add_option("--mode", a->encoder_options.pipeline, "image pipeline: clean (default), pytorch-fid, tf-legacy, torchmetrics; of CLIP: transformers (default), torchvision, square_first");
+    sub->add_option("--tap", a->encoder_options.tap, "features of the InceptionV3: 2048 (default), 768, 192, 64, spatial (sFID)");
+    sub->add_flag("--skip-unreadable", a->skip_unreadable, "leave out files that cannot be read, and say how many");
     sub->add_flag("--json", a->json, "print JSON");
     sub->callback([a, metric = pairs[i].second] { compare_sets(*a, metric); });
     compared.push_back(sub);
@@ -83,6 +89,7 @@ void add_eval_command(CLI::App& app) {
       "Examples:\n"
       "  fewstep eval configs/eval/quickstart.yaml num_samples=500\n"
       "  fewstep eval fid real/ samples/ --encoder runs/judge\n"
+      "  fewstep eval fid coco/val2017 samples/ --encoder weights/inception --name inception --mode clean\n"
       "Numbers are named by the encoder and the hash of its weights: FD[judge@1a2b3c4d]. \"FID\" and \"CLIP-Score\" "
       "are\n"
       "printed only for the published networks' weights.");

@@ -1,0 +1,107 @@
+#include "eval/extraction.h"
+
+#include <memory>
+#include <thread>
+
+#include "src/base/error.h"
+#include "src/base/log.h"
+#include "src/base/progress.h"
+#include "src/base/queue.h"
+#include "src/io/image.h"
+#include "src/tensor/modes.h"
+#include "src/tensor/ops.h"
+
+namespace fewstep::eval {
+namespace {
+
+struct Prepared {
+  Tensor row;  // undefined: unreadable
+  bool constant = false, grey = false;
+  std::string error;
+};
+
+Prepared prepare(const std::filesystem::path& path, const ImageEncoder& encoder, bool skip_unreadable) {
+  Prepared out;
+  try {
+    Tensor image = io::read_image(path, io::Channels::as_is);
+    out.constant = image.min().item<int64_t>() == image.max().item<int64_t>();
+    out.grey = image.size(0) == 1;
+    if (out.grey) image = image.expand({3, -1, -1});
+    out.row = encoder.prepare(image);
+  } catch (const DataError& e) {
+    if (!skip_unreadable) throw;
+    out.error = e.what();
+  }
+  return out;
+}
+
+// Thread t prepares files t, t + T, t + 2T, ... into a queue of its own: taking from the queues in turn keeps the order.
+class Workers {
+ public:
+  Workers(const std::vector<std::filesystem::path>& files, const ImageEncoder& encoder, const ExtractionOptions& o) {
+    const size_t T = std::max<size_t>(1, std::min(static_cast<size_t>(o.threads), files.size()));
+    for (size_t t = 0; t < T; ++t) queues_.push_back(std::make_unique<BoundedQueue<Prepared>>(static_cast<size_t>(o.batch)));
+    for (size_t t = 0; t < T; ++t)
+      threads_.emplace_back([&files, &encoder, &queue = *queues_[t], t, T, skip = o.skip_unreadable] {
+        const NoGrad no_grad;
+        try {
+          for (size_t i = t; i < files.size(); i += T)
+            if (!queue.push(prepare(files[i], encoder, skip))) return;
+        } catch (...) {
+          queue.fail(std::current_exception());
+        }
+      });
+  }
+  ~Workers() {
+    for (const auto& queue : queues_) queue->close();
+    for (std::thread& thread : threads_) thread.join();
+  }
+  Workers(const Workers&) = delete;
+  Workers& operator=(const Workers&) = delete;
+  Prepared take(size_t i) {
+    std::optional<Prepared> item = queues_[i % queues_.size()]->pop();
+    FEW_CHECK(item.has_value(), "image {} was not prepared", i);
+    return std::move(*item);
+  }
+
+ private:
+  std::vector<std::unique_ptr<BoundedQueue<Prepared>>> queues_;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace
+
+Extraction extract(const std::vector<std::filesystem::path>& files, const ImageEncoder& encoder, const ExtractionOptions& options,
+                   const std::function<void(const Encoded&)>& sink) {
+  const NoGrad no_grad;
+  if (files.empty()) fail<DataError>("{}: no image files", options.label);
+  Extraction out;
+  Workers workers(files, encoder, options);
+  Progress progress(options.label, static_cast<int64_t>(files.size()));
+  std::vector<Tensor> batch;
+  const auto flush = [&] {
+    if (!batch.empty()) sink(encoder.encode_prepared(at::stack(batch)));
+    batch.clear();
+  };
+  for (size_t i = 0; i < files.size(); ++i) {
+    Prepared item = workers.take(i);
+    progress.update(static_cast<int64_t>(i) + 1);
+    if (!item.row.defined()) {
+      out.unreadable.push_back(item.error);
+      continue;
+    }
+    ++out.images, out.constant += item.constant, out.grey += item.grey;
+    // Encoders that take images of any size get batches of one size each.
+    if (!batch.empty() && (batch[0].sizes() != item.row.sizes() || static_cast<int64_t>(batch.size()) == options.batch)) flush();
+    batch.push_back(std::move(item.row));
+  }
+  flush();
+  progress.finish();
+  if (out.images == 0) fail<DataError>("{}: none of {} files could be read; the first: {}", options.label, files.size(), out.unreadable.front());
+  if (!out.unreadable.empty()) log::warn("{}: {} of {} files could not be read and were left out; the first: {}", options.label, out.unreadable.size(), files.size(), out.unreadable.front());
+  if (out.constant > 0) log::warn("{}: {} of {} images are one flat colour; they are counted, not dropped", options.label, out.constant, out.images);
+  if (out.grey > 0 && out.grey < out.images) log::warn("{}: {} of {} images are grey, the others have colour", options.label, out.grey, out.images);
+  return out;
+}
+
+}  // namespace fewstep::eval

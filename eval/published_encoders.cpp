@@ -1,0 +1,174 @@
+// Published networks as encoders: InceptionV3 of FID, CLIP, DINOv2, VGG16, each with the image pipelines it is used with.
+#include <fmt/ranges.h>
+
+#include "eval/encoder.h"
+#include "eval/preprocessing.h"
+#include "src/base/error.h"
+#include "src/base/table.h"
+#include "src/models/clip.h"
+#include "src/models/dinov2.h"
+#include "src/models/fid_inception.h"
+#include "src/models/model.h"
+#include "src/models/vgg16.h"
+#include "src/tensor/modes.h"
+#include "src/tensor/ops.h"
+
+namespace fewstep::eval {
+namespace {
+
+namespace fs = std::filesystem;
+using models::InceptionDepth;
+
+// A network with its identity; prepares images one by one.
+template <class Network>
+class Published : public ImageEncoder {
+ public:
+  Published(const fs::path& component, EncoderIdentity identity, at::Device device) : module_(models::load_model(component)), identity_(std::move(identity)), device_(device) {
+    module_->to(device);
+    module_->requires_grad(false);
+  }
+  Encoded encode(const Tensor& images) const override {
+    std::vector<Tensor> rows;
+    for (int64_t i = 0; i < images.size(0); ++i) rows.push_back(prepare(images[i]));
+    return encode_prepared(at::stack(rows));
+  }
+  Encoded encode_prepared(const Tensor& batch) const override {
+    const NoGrad no_grad;
+    return run(batch.to(device_));
+  }
+  EncoderIdentity identity() const override { return identity_; }
+
+ protected:
+  virtual Encoded run(const Tensor& batch) const = 0;
+  Network& network() const { return dynamic_cast<Network&>(*module_); }
+  static Tensor to_host(const Tensor& x) { return x.to(at::kCPU, at::kFloat); }
+  std::unique_ptr<nn::Module> module_;
+  EncoderIdentity identity_;
+  at::Device device_;
+};
+
+// Grey images are copied to three channels; every published network reads RGB.
+Tensor as_rgb(const Tensor& image) {
+  if (image.size(0) == 3) return image;
+  if (image.size(0) != 1) fail<DataError>("images of {} channels for a network that reads RGB", image.size(0));
+  return image.expand({3, -1, -1});
+}
+
+struct Tap {
+  std::string_view name;
+  InceptionDepth depth;
+  bool spatial;
+};
+constexpr Tap kTaps[] = {{"2048", InceptionDepth::pool3, false}, {"768", InceptionDepth::mixed6e, false}, {"192", InceptionDepth::pool2, false}, {"64", InceptionDepth::pool1, false}, {"spatial", InceptionDepth::mixed6e, true}};
+constexpr int64_t kSpatialChannels = 7;  // sFID (Nash et al. 2021) as ADM computes it: 7 x 17 x 17 = 2,023 features
+
+class InceptionEncoder : public Published<models::FidInception> {
+ public:
+  InceptionEncoder(const fs::path& component, EncoderIdentity identity, at::Device device, const EncoderOptions& options)
+      : Published(component, std::move(identity), device),
+        pipeline_(find_inception_pipeline(options.pipeline.empty() ? "clean" : options.pipeline)),
+        tap_(find_entry(std::span<const Tap>(kTaps), options.tap.empty() ? "2048" : options.tap, "tap of InceptionV3")) {
+    network().prepare_inference();
+    identity_.pipeline = pipeline_.name;
+    if (!options.tap.empty() && tap_.depth != InceptionDepth::pool3) identity_.pipeline += fmt::format(",tap={}", tap_.name);
+  }
+  Tensor prepare(const Tensor& image) const override { return pipeline_.apply(as_rgb(image).unsqueeze(0), models::FidInception::kSide)[0]; }
+
+ protected:
+  Encoded run(const Tensor& batch) const override {
+    const models::InceptionTaps taps = network()(batch, tap_.depth);
+    if (tap_.depth == InceptionDepth::pool3) return {to_host(taps.pool3), to_host(network().unbiased_logits(taps.pool3))};
+    const Tensor& map = tap_.depth == InceptionDepth::mixed6e ? taps.mixed6e : tap_.depth == InceptionDepth::pool2 ? taps.pool2 : taps.pool1;
+    if (tap_.spatial) return {to_host(map.narrow(1, 0, std::min(kSpatialChannels, map.size(1))).flatten(1)), {}};
+    return {to_host(map.mean({2, 3})), {}};
+  }
+
+ private:
+  const InceptionPipeline& pipeline_;
+  const Tap& tap_;
+};
+
+struct CropName {
+  std::string_view name;
+  ClipCrop crop;
+};
+constexpr CropName kCrops[] = {{"transformers", ClipCrop::transformers}, {"torchvision", ClipCrop::torchvision}, {"square_first", ClipCrop::square_first}};
+
+// Image embeddings of unit length: CMMD, and Frechet distances in CLIP's features.
+class ClipImageEncoder : public Published<models::ClipModel> {
+ public:
+  ClipImageEncoder(const fs::path& component, EncoderIdentity identity, at::Device device, const EncoderOptions& options)
+      : Published(component, std::move(identity), device),
+        crop_(find_entry(std::span<const CropName>(kCrops), options.pipeline.empty() ? "transformers" : options.pipeline, "image pipeline of CLIP")) {
+    identity_.pipeline = crop_.name;
+  }
+  Tensor prepare(const Tensor& image) const override { return clip_input(as_rgb(image), network().config().vision.image_size, crop_.crop); }
+
+ protected:
+  Encoded run(const Tensor& batch) const override {
+    const Tensor e = network().image_features(batch);
+    return {to_host(e / e.norm(2, {1}, true)), {}};
+  }
+
+ private:
+  const CropName& crop_;
+};
+
+class Dinov2Encoder : public Published<models::Dinov2Model> {
+ public:
+  using Published::Published;
+  static constexpr int64_t kSide = 224;  // dgm-eval
+  Tensor prepare(const Tensor& image) const override {
+    const int64_t patch = network().config().patch_size;
+    return dinov2_input(as_rgb(image).unsqueeze(0), std::max(patch, kSide / patch * patch))[0];
+  }
+
+ protected:
+  Encoded run(const Tensor& batch) const override { return {to_host(network()(batch).pooled()), {}}; }
+};
+
+class Vgg16Encoder : public Published<models::Vgg16> {
+ public:
+  using Published::Published;
+  Tensor prepare(const Tensor& image) const override { return vgg_input(as_rgb(image).unsqueeze(0), network().config().image_size)[0]; }
+
+ protected:
+  Encoded run(const Tensor& batch) const override { return {to_host(network().fc2(batch)), {}}; }
+};
+
+struct PublishedKind {
+  std::string_view name;
+  std::unique_ptr<ImageEncoder> (*make)(const fs::path&, EncoderIdentity, at::Device, const EncoderOptions&);
+};
+
+template <class Encoder>
+std::unique_ptr<ImageEncoder> with_options(const fs::path& component, EncoderIdentity identity, at::Device device, const EncoderOptions& options) {
+  return std::make_unique<Encoder>(component, std::move(identity), device, options);
+}
+template <class Encoder>
+std::unique_ptr<ImageEncoder> without_options(const fs::path& component, EncoderIdentity identity, at::Device device, const EncoderOptions& options) {
+  if (!options.pipeline.empty() || !options.tap.empty()) fail<ConfigError>("{}: this network has one image pipeline and one set of features; leave both unset", component.string());
+  return std::make_unique<Encoder>(component, std::move(identity), device);
+}
+
+constexpr PublishedKind kKinds[] = {{"pytorch_fid InceptionV3", with_options<InceptionEncoder>},
+                                    {"CLIPModel", with_options<ClipImageEncoder>},
+                                    {"Dinov2Model", without_options<Dinov2Encoder>},
+                                    {"torchvision VGG16", without_options<Vgg16Encoder>}};
+
+}  // namespace
+
+std::vector<std::string_view> published_encoders() {
+  std::vector<std::string_view> names;
+  for (const PublishedKind& kind : kKinds) names.push_back(kind.name);
+  return names;
+}
+
+std::unique_ptr<ImageEncoder> make_published_encoder(const std::string& kind, const fs::path& component, const EncoderIdentity& identity,
+                                                     at::Device device, const EncoderOptions& options) {
+  for (const PublishedKind& k : kKinds)
+    if (k.name == kind) return k.make(component, identity, device, options);
+  return nullptr;
+}
+
+}  // namespace fewstep::eval
