@@ -119,4 +119,71 @@ Json compare(CompareMetric metric, const CompareSide& a, const CompareSide& b, c
           {"b", {{"path", b.path}, {"n", m}}}};
 }
 
+namespace {
+
+struct Captioned {
+  std::vector<fs::path> files;
+  std::vector<std::string> texts;
+};
+
+Captioned read_captions(const fs::path& images, const fs::path& list) {
+  std::ifstream file(list);
+  if (!file) fail<DataError>("{}: cannot be read; it lists the images with their captions, a line each: {{\"file_name\": \"a.png\", \"text\": \"a cat\"}}", list.string());
+  Captioned out;
+  int64_t number = 0;
+  for (std::string line; std::getline(file, line);) {
+    ++number;
+    if (trim(line).empty()) continue;
+    const Json entry = Json::parse(line, nullptr, false);
+    const auto text = [&](const char* key) { return entry.is_object() && entry.contains(key) && entry[key].is_string() ? entry[key].get<std::string>() : std::string(); };
+    if (text("file_name").empty() || text("text").empty()) fail<DataError>("{}:{}: expected {{\"file_name\": ..., \"text\": ...}}, found {}", list.string(), number, line);
+    out.files.push_back(images / text("file_name"));
+    if (!fs::exists(out.files.back())) fail<DataError>("{}:{}: there is no image {}", list.string(), number, out.files.back().string());
+    out.texts.push_back(text("text"));
+  }
+  if (out.files.empty()) fail<DataError>("{}: lists no image", list.string());
+  return out;
+}
+
+// The image tower alone.
+class ImageTower : public ImageEncoder {
+ public:
+  explicit ImageTower(const TextImageEncoder& clip) : clip_(clip) {}
+  Encoded encode(const Tensor& images) const override { return {clip_.image_embeddings(images), {}}; }
+  Tensor prepare(const Tensor& image) const override { return clip_.prepare(image); }
+  Encoded encode_prepared(const Tensor& batch) const override { return {clip_.embed_prepared(batch), {}}; }
+  EncoderIdentity identity() const override { return clip_.identity(); }
+
+ private:
+  const TextImageEncoder& clip_;
+};
+
+}  // namespace
+
+Json compare_captions(const fs::path& images, const fs::path& captions, const TextImageEncoder& clip, const ClipScoreKind& kind, bool skip_unreadable) {
+  constexpr size_t kBatch = 256;
+  Captioned set = read_captions(images, captions.empty() ? images / "metadata.jsonl" : captions);
+  for (std::string& text : set.texts) text = std::string(kind.prefix) + text;
+  std::vector<Tensor> parts, texts;
+  const Extraction read = extract(set.files, ImageTower(clip), {.skip_unreadable = skip_unreadable, .label = images.filename().string()},
+                                  [&](const Encoded& e) { parts.push_back(e.features); });
+  if (!read.unreadable.empty()) {  // pairs stay pairs
+    std::vector<std::string> kept;
+    for (size_t i = 0; i < set.files.size(); ++i)
+      if (!std::binary_search(read.unreadable_places.begin(), read.unreadable_places.end(), i)) kept.push_back(set.texts[i]);
+    set.texts = std::move(kept);
+  }
+  for (size_t i = 0; i < set.texts.size(); i += kBatch)
+    texts.push_back(clip.text_embeddings({set.texts.begin() + static_cast<int64_t>(i), set.texts.begin() + static_cast<int64_t>(std::min(i + kBatch, set.texts.size()))}));
+  const Tensor cosines = (at::cat(parts).to(at::kDouble) * at::cat(texts).to(at::kDouble)).sum(1);
+  if (clip.truncated() > 0) log::warn("{} of {} captions were longer than the text encoder reads and were cut", clip.truncated(), set.texts.size());
+  const EncoderIdentity identity = clip.identity();
+  const Value value = clip_score(kind, cosines, clip.logit_scale());
+  return {{"metrics", {{metric_name("CLIPScore", identity, kind.name), value_json(value)}}},
+          {"encoder", {{"name", identity.name}, {"sha256", identity.sha256}}},
+          {"definition", kind.meaning},
+          {"truncated_captions", clip.truncated()},
+          {"unreadable", read.unreadable}};
+}
+
 }  // namespace fewstep::eval

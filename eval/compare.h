@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "eval/clip_scores.h"
 #include "eval/encoder.h"
 #include "eval/statistics.h"
 #include "src/base/json.h"
@@ -23,6 +24,11 @@ CompareSide load_side(const std::filesystem::path& path, const ImageEncoder& enc
 enum class CompareMetric { fid, kid, prdc };
 // {"metrics": {name: {value, ci95, n}}, "encoder": {...}, "a": {path, n}, "b": {path, n}}. A is the real side.
 Json compare(CompareMetric metric, const CompareSide& a, const CompareSide& b, const ImageEncoder& encoder);
+
+// Images against their captions: `fewstep eval clip-score`. `captions`: a file of lines {"file_name": ..., "text": ...} whose names
+// are relative to `images`; empty: metadata.jsonl in that folder. DataError: no such image, a line without a text.
+Json compare_captions(const std::filesystem::path& images, const std::filesystem::path& captions, const TextImageEncoder& clip,
+                      const ClipScoreKind& kind, bool skip_unreadable = false);
 
 // The files metadata.jsonl lists, or else all image files below `folder`, sorted by path, hidden ones left out.
 std::vector<std::filesystem::path> image_files(const std::filesystem::path& folder);

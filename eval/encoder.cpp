@@ -184,14 +184,15 @@ std::unique_ptr<ImageEncoder> load_image_encoder(const fs::path& folder, const s
   return std::make_unique<ConvImageEncoder>(std::move(module), *encoder, identity, device);
 }
 
-std::unique_ptr<TextImageEncoder> load_text_image_encoder(const fs::path& folder, const std::string& name,
-                                                          at::Device device) {
-  const fs::path component = find_component(folder, {"ContrastiveModel"});
+std::unique_ptr<TextImageEncoder> load_text_image_encoder(const fs::path& folder, const std::string& name, at::Device device,
+                                                          const TextOptions& options) {
+  const fs::path component = find_component(folder, {"ContrastiveModel", "CLIPModel"});
+  const EncoderIdentity identity = identify(component, name);
+  if (class_in(component) == "CLIPModel") return make_published_text_encoder(component, identity, device, options);
   const fs::path tokenizer = component.parent_path() / "tokenizer";
   if (!fs::is_directory(tokenizer))
     fail<DataError>("{}: no tokenizer folder beside the network; give the whole model folder", component.string());
-  return std::make_unique<SmallClip>(load_frozen(component, device), text::BpeTokenizer::load(tokenizer),
-                                     identify(component, name), device);
+  return std::make_unique<SmallClip>(load_frozen(component, device), text::BpeTokenizer::load(tokenizer), identity, device);
 }
 
 }  // namespace fewstep::eval

@@ -87,7 +87,7 @@ Extraction extract(const std::vector<std::filesystem::path>& files, const ImageE
     Prepared item = workers.take(i);
     progress.update(static_cast<int64_t>(i) + 1);
     if (!item.row.defined()) {
-      out.unreadable.push_back(item.error);
+      out.unreadable.push_back(item.error), out.unreadable_places.push_back(i);
       continue;
     }
     ++out.images, out.constant += item.constant, out.grey += item.grey;

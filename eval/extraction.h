@@ -21,6 +21,7 @@ struct Extraction {
   int64_t constant = 0;                  // of one flat colour: black images of a broken VAE count, they are not dropped
   int64_t grey = 0;                      // of one channel, read as three
   std::vector<std::string> unreadable;   // path: reason
+  std::vector<size_t> unreadable_places; // their places in the list, rising
 };
 // `sink` gets every batch in order, the last one as short as it is. DataError: unreadable file (unless skipped), no file at all.
 Extraction extract(const std::vector<std::filesystem::path>& files, const ImageEncoder& encoder, const ExtractionOptions& options,

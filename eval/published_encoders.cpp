@@ -1,6 +1,8 @@
 // Published networks as encoders: InceptionV3 of FID, CLIP, DINOv2, VGG16, each with the image pipelines it is used with.
 #include <fmt/ranges.h>
 
+#include <atomic>
+
 #include "eval/encoder.h"
 #include "eval/preprocessing.h"
 #include "src/base/error.h"
@@ -102,6 +104,7 @@ class ClipImageEncoder : public Published<models::ClipModel> {
         crop_(find_entry(std::span<const CropName>(kCrops), options.pipeline.empty() ? "transformers" : options.pipeline, "image pipeline of CLIP")) {
     identity_.pipeline = crop_.name;
   }
+  const models::ClipModel& clip() const { return network(); }
   Tensor prepare(const Tensor& image) const override { return clip_input(as_rgb(image), network().config().vision.image_size, crop_.crop); }
 
  protected:
@@ -134,6 +137,45 @@ class Vgg16Encoder : public Published<models::Vgg16> {
 
  protected:
   Encoded run(const Tensor& batch) const override { return {to_host(network().fc2(batch)), {}}; }
+};
+
+class ClipTextImageEncoder : public TextImageEncoder {
+ public:
+  ClipTextImageEncoder(const fs::path& component, EncoderIdentity identity, at::Device device, const TextOptions& options)
+      : images_(component, std::move(identity), device, {.pipeline = options.pipeline}),
+        tokenizer_(text::ClipTokenizer::load(fs::exists(component / "vocab.json") ? component : component.parent_path() / "tokenizer")),
+        cleaning_(options.cleaning),
+        device_(device) {
+    const auto& config = images_.clip().config().text;
+    if (tokenizer_.vocab_size() > config.vocab_size || tokenizer_.max_length() > config.max_position_embeddings)
+      fail<DataError>("{}: a tokenizer of {} tokens and texts of {}; the network reads {} and {}", component.string(), tokenizer_.vocab_size(),
+                      tokenizer_.max_length(), config.vocab_size, config.max_position_embeddings);
+  }
+  Tensor image_embeddings(const Tensor& images) const override { return images_.encode(images).features; }
+  Tensor prepare(const Tensor& image) const override { return images_.prepare(image); }
+  Tensor embed_prepared(const Tensor& batch) const override { return images_.encode_prepared(batch).features; }
+  Tensor text_embeddings(const std::vector<std::string>& texts) const override {
+    const NoGrad no_grad;
+    std::vector<int64_t> ids;
+    for (const std::string& caption : texts) {
+      const auto padded = tokenizer_.encode_padded(caption, cleaning_);
+      ids.insert(ids.end(), padded.ids.begin(), padded.ids.end());
+      truncated_ += padded.truncated;
+    }
+    const Tensor rows = at::tensor(ids, at::kLong).view({static_cast<int64_t>(texts.size()), tokenizer_.max_length()});
+    const Tensor e = images_.clip().text_features(rows.to(device_)).to(at::kCPU, at::kFloat);
+    return e / e.norm(2, {1}, true);
+  }
+  double logit_scale() const override { return std::exp(images_.clip().logit_scale.item<double>()); }
+  int64_t truncated() const override { return truncated_; }
+  EncoderIdentity identity() const override { return images_.identity(); }
+
+ private:
+  ClipImageEncoder images_;
+  text::ClipTokenizer tokenizer_;
+  text::ClipCleaning cleaning_;
+  at::Device device_;
+  mutable std::atomic<int64_t> truncated_ = 0;
 };
 
 struct PublishedKind {
@@ -169,6 +211,11 @@ std::unique_ptr<ImageEncoder> make_published_encoder(const std::string& kind, co
   for (const PublishedKind& k : kKinds)
     if (k.name == kind) return k.make(component, identity, device, options);
   return nullptr;
+}
+
+std::unique_ptr<TextImageEncoder> make_published_text_encoder(const fs::path& component, const EncoderIdentity& identity, at::Device device,
+                                                              const TextOptions& options) {
+  return std::make_unique<ClipTextImageEncoder>(component, identity, device, options);
 }
 
 }  // namespace fewstep::eval

@@ -16,7 +16,7 @@ namespace fewstep {
 namespace {
 
 struct EvalArguments {
-  std::string config, a, b, encoder, name = "encoder";
+  std::string config, a, b, encoder, name = "encoder", definition = "hessel";
   eval::EncoderOptions encoder_options;
   std::vector<std::string> overrides;
   bool json = false, skip_unreadable = false;
@@ -41,15 +41,8 @@ void evaluate(const EvalArguments& a) {
             config.report ? " and report.html" : "");
 }
 
-void compare_sets(const EvalArguments& a, eval::CompareMetric metric) {
-  if (a.encoder.empty())
-    fail<ConfigError>(
-        "--encoder DIR is needed: a network's folder (config.json + safetensors: the InceptionV3 of FID, CLIP, DINOv2, VGG16; "
-        "tools/convert_weights.py makes one of the usual downloads), or the run of a classifier_encoder or contrastive training");
-  const auto encoder = eval::load_image_encoder(a.encoder, a.name, single_device(dist::DeviceKind::automatic), a.encoder_options);
-  const eval::CompareSide side_a = eval::load_side(a.a, *encoder, a.skip_unreadable), side_b = eval::load_side(a.b, *encoder, a.skip_unreadable);
-  const Json result = eval::compare(metric, side_a, side_b, *encoder);
-  if (a.json) {
+void print_comparison(const Json& result, bool json) {
+  if (json) {
     fmt::print("{}\n", result.dump(2));
     return;
   }
@@ -58,6 +51,26 @@ void compare_sets(const EvalArguments& a, eval::CompareMetric metric) {
                eval::format_value({.value = value["value"].get<double>(),
                                    .ci95 = value["ci95"].get<double>(),
                                    .n = value["n"].get<int64_t>()}));
+}
+
+void compare_with_captions(const EvalArguments& a) {
+  if (a.encoder.empty())
+    fail<ConfigError>("--encoder DIR is needed: a CLIP folder (config.json, safetensors, vocab.json, merges.txt), or the run of a contrastive training");
+  const eval::ClipScoreKind& kind = eval::find_clip_score(a.definition);
+  const auto clip = eval::load_text_image_encoder(a.encoder, a.name, single_device(dist::DeviceKind::automatic),
+                                                  {.pipeline = a.encoder_options.pipeline, .cleaning = kind.cleaning});
+  print_comparison(eval::compare_captions(a.a, a.b, *clip, kind, a.skip_unreadable), a.json);
+}
+
+void compare_sets(const EvalArguments& a, eval::CompareMetric metric) {
+  if (a.encoder.empty())
+    fail<ConfigError>(
+        "--encoder DIR is needed: a network's folder (config.json + safetensors: the InceptionV3 of FID, CLIP, DINOv2, VGG16; "
+        "tools/convert_weights.py makes one of the usual downloads), or the run of a classifier_encoder or contrastive training");
+  const auto encoder = eval::load_image_encoder(a.encoder, a.name, single_device(dist::DeviceKind::automatic), a.encoder_options);
+  const eval::CompareSide side_a = eval::load_side(a.a, *encoder, a.skip_unreadable), side_b = eval::load_side(a.b, *encoder, a.skip_unreadable);
+  const Json result = eval::compare(metric, side_a, side_b, *encoder);
+  print_comparison(result, a.json);
 }
 
 }  // namespace
@@ -85,10 +98,22 @@ void add_eval_command(CLI::App& app) {
     sub->callback([a, metric = pairs[i].second] { compare_sets(*a, metric); });
     compared.push_back(sub);
   }
+  auto* clip = command->add_subcommand("clip-score", "images against their captions");
+  clip->add_option("IMAGES", a->a, "folder of images")->required();
+  clip->add_option("CAPTIONS", a->b, "lines {\"file_name\", \"text\"}; default: IMAGES/metadata.jsonl");
+  clip->add_option("--encoder", a->encoder, "CLIP folder with its tokenizer, or run of a contrastive training");
+  clip->add_option("--name", a->name, "what the numbers call the encoder")->capture_default_str();
+  clip->add_option("--definition", a->definition, "hessel, torchmetrics, taited, gigagan, mlperf")->capture_default_str();
+  clip->add_option("--mode", a->encoder_options.pipeline, "central crop: transformers (default), torchvision, square_first");
+  clip->add_flag("--skip-unreadable", a->skip_unreadable, "leave out files that cannot be read, and say how many");
+  clip->add_flag("--json", a->json, "print JSON");
+  clip->callback([a] { compare_with_captions(*a); });
+  compared.push_back(clip);
   command->footer(
       "Examples:\n"
       "  fewstep eval configs/eval/quickstart.yaml num_samples=500\n"
       "  fewstep eval fid real/ samples/ --encoder runs/judge\n"
+      "  fewstep eval clip-score samples/ --encoder weights/clip-vit-b32 --definition hessel\n"
       "  fewstep eval fid coco/val2017 samples/ --encoder weights/inception --name inception --mode clean\n"
       "Numbers are named by the encoder and the hash of its weights: FD[judge@1a2b3c4d]. \"FID\" and \"CLIP-Score\" "
       "are\n"
