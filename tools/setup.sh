@@ -17,7 +17,7 @@ done
 packages=(
   g++ cmake ninja-build ccache lld pkg-config python3 python3-pip ca-certificates git
   libyaml-cpp-dev libhdf5-dev libfmt-dev libcli11-dev nlohmann-json3-dev libssl-dev zlib1g-dev
-  libturbojpeg0-dev libpng-dev libwebp-dev libutf8proc-dev libgtest-dev libgmock-dev libbenchmark-dev dataset-fashion-mnist
+  libturbojpeg0-dev libpng-dev libwebp-dev libutf8proc-dev libarchive-dev libgtest-dev libgmock-dev libbenchmark-dev dataset-fashion-mnist
 )
 
 missing=()
