@@ -7,6 +7,7 @@
 #include "eval/frechet.h"
 #include "eval/kernel_distance.h"
 #include "eval/prdc.h"
+#include "eval/statistics_file.h"
 #include "src/base/error.h"
 #include "src/base/log.h"
 #include "src/base/text.h"
@@ -16,24 +17,18 @@ namespace fewstep::eval {
 namespace fs = std::filesystem;
 namespace {
 
-CompareSide from_statistics(const fs::path& path, const ImageEncoder& encoder) {
-  std::map<std::string, std::string> metadata;
-  CompareSide side{.path = path.string(), .total = FeatureStatistics::load(path, &metadata), .features = {}};
-  const std::string sha256 = encoder.identity().sha256;
-  if (metadata["encoder_sha256"] != sha256)
-    fail<ConfigError>("{}: made with the encoder weights {}, --encoder has {}; distances need one encoder",
-                      path.string(),
-                      metadata["encoder_sha256"].empty() ? "(not recorded)" : metadata["encoder_sha256"].substr(0, 8),
-                      sha256.substr(0, 8));
-  return side;
+CompareSide from_statistics(const fs::path& path, const ImageEncoder& encoder, bool force) {
+  const StatisticsFile file = load_statistics(path);
+  check_provenance(path, file.provenance, encoder.identity(), force);
+  return {.path = path.string(), .total = file.statistics, .count_known = file.provenance.count > 0, .features = {}};
 }
 
-CompareSide from_folder(const fs::path& folder, const ImageEncoder& encoder, bool skip_unreadable) {
+CompareSide from_folder(const fs::path& folder, const ImageEncoder& encoder, const CompareOptions& options) {
   const std::vector<fs::path> files = image_files(folder);
   if (files.empty()) fail<DataError>("{}: no .png, .jpg, .jpeg or .webp files below this folder", folder.string());
   CompareSide side{.path = folder.string(), .total = {}, .features = {}};
   std::vector<Tensor> features;
-  extract(files, encoder, {.skip_unreadable = skip_unreadable, .label = folder.filename().string()}, [&](const Encoded& encoded) {
+  extract(files, encoder, {.skip_unreadable = options.skip_unreadable, .label = folder.filename().string()}, [&](const Encoded& encoded) {
     features.push_back(encoded.features);
     side.groups.add(encoded.features);
   });
@@ -75,22 +70,31 @@ std::vector<fs::path> image_files(const fs::path& folder) {
   return files;
 }
 
-CompareSide load_side(const fs::path& path, const ImageEncoder& encoder, bool skip_unreadable) {
-  if (fs::is_directory(path)) return from_folder(path, encoder, skip_unreadable);
+CompareSide load_side(const fs::path& path, const ImageEncoder& encoder, const CompareOptions& options) {
+  if (fs::is_directory(path)) return from_folder(path, encoder, options);
   if (!fs::exists(path)) fail<DataError>("{}: no such folder or file", path.string());
-  if (path.extension() == ".safetensors") return from_statistics(path, encoder);
-  fail<DataError>(
-      "{}: known are a folder of images and a statistics file (.safetensors, as `fewstep eval CONFIG` leaves it)",
-      path.string());
+  if (is_statistics_name(path)) return from_statistics(path, encoder, options.force);
+  fail<DataError>("{}: known are a folder of images and a file of statistics (.h5, .npz: `fewstep eval statistics`)", path.string());
+}
+
+Json write_statistics(const fs::path& folder, const fs::path& out, const ImageEncoder& encoder, const CompareOptions& options) {
+  if (!is_statistics_name(out)) fail<ConfigError>("{}: statistics are kept in .h5 or .npz files", out.string());
+  const CompareSide side = load_side(folder, encoder, options);
+  const EncoderIdentity identity = encoder.identity();
+  const std::string hash = content_hash(folder, image_files(folder));
+  save_statistics(out, side.total, {.encoder_sha256 = identity.sha256, .pipeline = identity.pipeline, .data_sha256 = hash});
+  return {{"file", out.string()}, {"n", side.total.count()}, {"dim", side.total.dim()}, {"encoder_sha256", identity.sha256}, {"pipeline", identity.pipeline}, {"data_sha256", hash}};
 }
 
 Json compare(CompareMetric metric, const CompareSide& a, const CompareSide& b, const ImageEncoder& encoder) {
   const EncoderIdentity identity = encoder.identity();
   const int64_t n = a.total.count(), m = b.total.count(), D = a.total.dim();
-  if (n != m)
+  const bool known = a.count_known && b.count_known;
+  if (!known) log::warn("a statistics file does not say of how many images it is: distances carry a bias of about 1/N");
+  if (known && n != m)
     log::warn("{} has {} images, {} has {}: distances carry a bias of about 1/N, compare equal numbers only", a.path, n,
               b.path, m);
-  if (std::min(n, m) < D)
+  if (known && std::min(n, m) < D)
     log::warn("fewer images ({}) than features ({}): the covariance is singular and the distance mostly bias",
               std::min(n, m), D);
   Json metrics = Json::object();

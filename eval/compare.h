@@ -11,15 +11,23 @@
 
 namespace fewstep::eval {
 
-// One side: a folder of images (recursive, PNG/JPEG/WebP), or a statistics file (.safetensors) of the same encoder.
+struct CompareOptions {
+  bool skip_unreadable = false;
+  bool force = false;  // statistics of other weights, another pipeline, or without provenance
+};
+// One side: a folder of images (recursive, PNG/JPEG/WebP), or a file of statistics (statistics_file.h) of the same encoder.
 struct CompareSide {
   std::string path;
   GroupedStatistics groups{20};
   FeatureStatistics total;
+  bool count_known = true;  // false: a file of another tool; total.count() means nothing
   Tensor features;  // float [N, D]; undefined for a statistics file
 };
 // ConfigError when a statistics file was made with other weights; DataError for unreadable images and empty folders.
-CompareSide load_side(const std::filesystem::path& path, const ImageEncoder& encoder, bool skip_unreadable = false);
+CompareSide load_side(const std::filesystem::path& path, const ImageEncoder& encoder, const CompareOptions& options = {});
+// Statistics of a folder into a file: the reference of many comparisons. Returns what was written.
+Json write_statistics(const std::filesystem::path& folder, const std::filesystem::path& out, const ImageEncoder& encoder,
+                      const CompareOptions& options = {});
 
 enum class CompareMetric { fid, kid, prdc };
 // {"metrics": {name: {value, ci95, n}}, "encoder": {...}, "a": {path, n}, "b": {path, n}}. A is the real side.

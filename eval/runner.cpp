@@ -8,6 +8,7 @@
 
 #include "datasets/fashion_mnist.h"
 #include "eval/eval_report.h"
+#include "eval/statistics_file.h"
 #include "eval/token_metrics.h"
 #include "src/base/error.h"
 #include "src/base/files.h"
@@ -34,7 +35,7 @@ struct Judges {
   MetricContext context;
 };
 
-// `reference_statistics.safetensors` is saved beside the results, for `fewstep eval fid` against the same real images.
+// `reference_statistics.h5` is saved beside the results, for `fewstep eval fid` against the same real images.
 Judges load_judges(const EvalConfig& c, const Dataset& test, const ImageSet& reference, at::Device device) {
   Judges j;
   if (!c.judge.empty()) {
@@ -44,10 +45,9 @@ Judges load_judges(const EvalConfig& c, const Dataset& test, const ImageSet& ref
         batched_features([&](const Tensor& x) { return j.judge->features(x); }, reference.images);
     FeatureStatistics statistics;
     statistics.add(j.context.reference_features);
-    statistics.save(output_folder(c) / "reference_statistics.safetensors",
-                    {{"encoder", c.judge_name},
-                     {"encoder_sha256", j.judge->identity().sha256},
-                     {"data_sha256", test.fingerprint()}});
+    const EncoderIdentity identity = j.judge->identity();
+    save_statistics(output_folder(c) / "reference_statistics.h5", statistics,
+                    {.encoder_sha256 = identity.sha256, .pipeline = identity.pipeline, .data_sha256 = test.fingerprint()});
     j.reference = std::make_unique<FrechetReference>(statistics);
     j.context.reference = j.reference.get();
   }

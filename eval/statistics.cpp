@@ -1,7 +1,6 @@
 #include "eval/statistics.h"
 
 #include "src/base/error.h"
-#include "src/io/safetensors.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
 #include "src/tensor/shape.h"
@@ -73,35 +72,11 @@ Tensor FeatureStatistics::covariance() const {
   return scatter_ / static_cast<double>(count_ - 1);
 }
 
-void FeatureStatistics::save(const std::filesystem::path& path,
-                             const std::map<std::string, std::string>& metadata) const {
-  if (count_ == 0) fail("{}: no samples were added, so there are no statistics to save", path.string());
-  auto described = metadata;
-  described["format"] = "fewstep-feature-statistics-1";
-  io::write_safetensors(path, {{"mean", mean_}, {"scatter", scatter_}, {"count", at::full({1}, count_, at::kLong)}},
-                        described);
-}
-
-FeatureStatistics FeatureStatistics::load(const std::filesystem::path& path,
-                                          std::map<std::string, std::string>* metadata) {
-  const io::Safetensors file(path);
-  for (const char* name : {"mean", "scatter", "count"})
-    if (!file.contains(name))
-      fail<DataError>("{}: no tensor '{}'; this is not a feature statistics file (see `fewstep eval fid --help`)",
-                      path.string(), name);
+FeatureStatistics FeatureStatistics::from_moments(const Tensor& mean, const Tensor& covariance, int64_t count) {
   FeatureStatistics s;
-  s.mean_ = file.get("mean").clone();
-  s.scatter_ = file.get("scatter").clone();
-  const Tensor count = file.get("count");
-  const bool shapes = s.mean_.dim() == 1 && s.mean_.scalar_type() == at::kDouble &&
-                      s.scatter_.sizes() == at::IntArrayRef({s.dim(), s.dim()}) &&
-                      s.scatter_.scalar_type() == at::kDouble && count.numel() == 1;
-  if (!shapes) fail<DataError>("{}: expected float64 mean [D] and scatter [D, D], and one count", path.string());
-  s.count_ = count.to(at::kLong).item<int64_t>();
-  if (s.count_ < 1) fail<DataError>("{}: a count of {} samples", path.string(), s.count_);
-  if (!at::isfinite(s.mean_).all().item<bool>() || !at::isfinite(s.scatter_).all().item<bool>())
-    fail<NumericError>("{}: statistics that are not finite", path.string());
-  if (metadata) *metadata = file.metadata();
+  s.count_ = std::max<int64_t>(count, 2);
+  s.mean_ = mean.to(at::kDouble).clone();
+  s.scatter_ = covariance.to(at::kDouble) * static_cast<double>(s.count_ - 1);
   return s;
 }
 

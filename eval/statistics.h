@@ -1,9 +1,6 @@
 // Mean and covariance of features: streaming, float64, mergeable in any order, exact for any last batch.
 #pragma once
 #include <cstdint>
-#include <filesystem>
-#include <map>
-#include <string>
 #include <vector>
 
 #include "src/dist/world.h"
@@ -25,10 +22,8 @@ class FeatureStatistics {
   Tensor mean() const { return mean_; }  // float64 [D]
   Tensor covariance() const;             // float64 [D, D], ddof = 1 (numpy.cov); Error below two samples
 
-  // A safetensors file: mean, scatter, count; metadata says what the features are (encoder, weights, data).
-  void save(const std::filesystem::path& path, const std::map<std::string, std::string>& metadata = {}) const;
-  static FeatureStatistics load(const std::filesystem::path& path,
-                                std::map<std::string, std::string>* metadata = nullptr);
+  // Of a mean [D] and a covariance [D, D] (ddof = 1) from elsewhere. count 0: unknown; it then counts as 2.
+  static FeatureStatistics from_moments(const Tensor& mean, const Tensor& covariance, int64_t count);
 
  private:
   int64_t count_ = 0;

@@ -19,7 +19,8 @@ struct EvalArguments {
   std::string config, a, b, encoder, name = "encoder", definition = "hessel";
   eval::EncoderOptions encoder_options;
   std::vector<std::string> overrides;
-  bool json = false, skip_unreadable = false;
+  eval::CompareOptions options;
+  bool json = false;
 };
 
 at::Device single_device(dist::DeviceKind kind) {
@@ -59,20 +60,40 @@ void compare_with_captions(const EvalArguments& a) {
   const eval::ClipScoreKind& kind = eval::find_clip_score(a.definition);
   const auto clip = eval::load_text_image_encoder(a.encoder, a.name, single_device(dist::DeviceKind::automatic),
                                                   {.pipeline = a.encoder_options.pipeline, .cleaning = kind.cleaning});
-  print_comparison(eval::compare_captions(a.a, a.b, *clip, kind, a.skip_unreadable), a.json);
+  print_comparison(eval::compare_captions(a.a, a.b, *clip, kind, a.options.skip_unreadable), a.json);
 }
 
-void compare_sets(const EvalArguments& a, eval::CompareMetric metric) {
+std::unique_ptr<eval::ImageEncoder> image_encoder(const EvalArguments& a) {
   if (a.encoder.empty())
     fail<ConfigError>(
         "--encoder DIR is needed: a network's folder (config.json + safetensors: the InceptionV3 of FID, CLIP, DINOv2, VGG16; "
         "tools/convert_weights.py makes one of the usual downloads), or the run of a classifier_encoder or contrastive training");
-  const auto encoder = eval::load_image_encoder(a.encoder, a.name, single_device(dist::DeviceKind::automatic), a.encoder_options);
-  const eval::CompareSide side_a = eval::load_side(a.a, *encoder, a.skip_unreadable), side_b = eval::load_side(a.b, *encoder, a.skip_unreadable);
+  return eval::load_image_encoder(a.encoder, a.name, single_device(dist::DeviceKind::automatic), a.encoder_options);
+}
+
+void write_statistics(const EvalArguments& a) {
+  const Json written = eval::write_statistics(a.a, a.b, *image_encoder(a), a.options);
+  fmt::print("{}\n", a.json ? written.dump(2) : fmt::format("{}: {} images, {} features", a.b, written["n"].get<int64_t>(), written["dim"].get<int64_t>()));
+}
+
+void compare_sets(const EvalArguments& a, eval::CompareMetric metric) {
+  const auto encoder = image_encoder(a);
+  const eval::CompareSide side_a = eval::load_side(a.a, *encoder, a.options), side_b = eval::load_side(a.b, *encoder, a.options);
   const Json result = eval::compare(metric, side_a, side_b, *encoder);
   print_comparison(result, a.json);
 }
 
+}  // namespace
+
+namespace {
+void add_encoder(CLI::App& command, EvalArguments& a) {
+  command.add_option("--encoder", a.encoder, "folder of the network, or run or model folder of an encoder trained here");
+  command.add_option("--name", a.name, "what the numbers call the encoder: FD[NAME@hash]")->capture_default_str();
+  command.add_option("--mode", a.encoder_options.pipeline,
+                     "image pipeline: clean (default), pytorch-fid, tf-legacy, torchmetrics; of CLIP: transformers (default), torchvision, square_first");
+  command.add_option("--tap", a.encoder_options.tap, "features of the InceptionV3: 2048 (default), 768, 192, 64, spatial (sFID)");
+  command.add_flag("--skip-unreadable", a.options.skip_unreadable, "leave out files that cannot be read, and say how many");
+}
 }  // namespace
 
 void add_eval_command(CLI::App& app) {
@@ -87,17 +108,21 @@ void add_eval_command(CLI::App& app) {
   std::vector<CLI::App*> compared;
   for (size_t i = 0; i < std::size(pairs); ++i) {
     auto* sub = command->add_subcommand(pairs[i].first, meaning[i]);
-    sub->add_option("A", a->a, "real images: a folder, or a statistics file (.safetensors)")->required();
+    sub->add_option("A", a->a, "real images: a folder, or statistics (.h5, .npz)")->required();
     sub->add_option("B", a->b, "the images to judge: the same")->required();
-    sub->add_option("--encoder", a->encoder, "folder of the network, or run or model folder of an encoder trained here");
-    sub->add_option("--name", a->name, "what the numbers call the encoder: FD[NAME@hash]")->capture_default_str();
-    sub->add_option("--mode", a->encoder_options.pipeline, "image pipeline: clean (default), pytorch-fid, tf-legacy, torchmetrics; of CLIP: transformers (default), torchvision, square_first");
-    sub->add_option("--tap", a->encoder_options.tap, "features of the InceptionV3: 2048 (default), 768, 192, 64, spatial (sFID)");
-    sub->add_flag("--skip-unreadable", a->skip_unreadable, "leave out files that cannot be read, and say how many");
+    add_encoder(*sub, *a);
+    sub->add_flag("--force", a->options.force, "use statistics of other weights, of another image pipeline, or that do not say");
     sub->add_flag("--json", a->json, "print JSON");
     sub->callback([a, metric = pairs[i].second] { compare_sets(*a, metric); });
     compared.push_back(sub);
   }
+  auto* statistics = command->add_subcommand("statistics", "features of a folder of images, as mean and covariance");
+  statistics->add_option("FOLDER", a->a, "folder of images")->required();
+  statistics->add_option("OUT", a->b, "file to write: .h5, or .npz as pytorch-fid and clean-fid read it")->required();
+  add_encoder(*statistics, *a);
+  statistics->add_flag("--json", a->json, "print JSON");
+  statistics->callback([a] { write_statistics(*a); });
+  compared.push_back(statistics);
   auto* clip = command->add_subcommand("clip-score", "images against their captions");
   clip->add_option("IMAGES", a->a, "folder of images")->required();
   clip->add_option("CAPTIONS", a->b, "lines {\"file_name\", \"text\"}; default: IMAGES/metadata.jsonl");
@@ -105,7 +130,7 @@ void add_eval_command(CLI::App& app) {
   clip->add_option("--name", a->name, "what the numbers call the encoder")->capture_default_str();
   clip->add_option("--definition", a->definition, "hessel, torchmetrics, taited, gigagan, mlperf")->capture_default_str();
   clip->add_option("--mode", a->encoder_options.pipeline, "central crop: transformers (default), torchvision, square_first");
-  clip->add_flag("--skip-unreadable", a->skip_unreadable, "leave out files that cannot be read, and say how many");
+  clip->add_flag("--skip-unreadable", a->options.skip_unreadable, "leave out files that cannot be read, and say how many");
   clip->add_flag("--json", a->json, "print JSON");
   clip->callback([a] { compare_with_captions(*a); });
   compared.push_back(clip);
@@ -113,6 +138,7 @@ void add_eval_command(CLI::App& app) {
       "Examples:\n"
       "  fewstep eval configs/eval/quickstart.yaml num_samples=500\n"
       "  fewstep eval fid real/ samples/ --encoder runs/judge\n"
+      "  fewstep eval statistics coco/val2017 coco2017.h5 --encoder weights/inception\n"
       "  fewstep eval clip-score samples/ --encoder weights/clip-vit-b32 --definition hessel\n"
       "  fewstep eval fid coco/val2017 samples/ --encoder weights/inception --name inception --mode clean\n"
       "Numbers are named by the encoder and the hash of its weights: FD[judge@1a2b3c4d]. \"FID\" and \"CLIP-Score\" "

@@ -86,7 +86,7 @@ TEST_F(Folders, BrokenFilesAreNamedOrSkippedAndCounted) {
   const std::string whole = read_text(add("torn.jpg", 40, 40, 3));
   write("torn.jpg", whole.substr(0, whole.size() / 3));
   EXPECT_THAT(message_of([&] { load_side(folder, *encoder); }), HasSubstr("torn.jpg"));
-  EXPECT_EQ(load_side(folder, *encoder, /*skip_unreadable=*/true).total.count(), 2);
+  EXPECT_EQ(load_side(folder, *encoder, {.skip_unreadable = true}).total.count(), 2);
 }
 
 TEST_F(Folders, TooFewImagesAreAnError) {

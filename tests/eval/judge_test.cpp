@@ -7,6 +7,7 @@
 
 #include "eval/accuracy.h"
 #include "eval/compare.h"
+#include "eval/statistics_file.h"
 #include "eval/distortions.h"
 #include "eval/html.h"
 #include "eval/qualification.h"
@@ -339,8 +340,9 @@ TEST(Compare, FilesOfAFolder) {
   EXPECT_THAT(message_of<DataError>([&] { load_side(folder, judge); }), HasSubstr("2.png"));  // not a picture
   FeatureStatistics s;
   s.add(at::rand({5, 2}));
-  s.save(folder / "s.safetensors", {{"encoder_sha256", std::string(64, 'e')}});
-  EXPECT_THAT(message_of<ConfigError>([&] { load_side(folder / "s.safetensors", judge); }), HasSubstr("eeeeeeee"));
+  save_statistics(folder / "s.h5", s, {.encoder_sha256 = std::string(64, 'e')});
+  EXPECT_THAT(message_of<ConfigError>([&] { load_side(folder / "s.h5", judge); }), HasSubstr("eeeeeeee"));
+  EXPECT_EQ(load_side(folder / "s.h5", judge, {.force = true}).total.count(), 5);
   fs::remove_all(folder);
 }
 

@@ -1,4 +1,5 @@
 // Streaming statistics, Frechet distance, precision/recall and kernel distance against closed forms.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -9,7 +10,9 @@
 #include "eval/kernel_distance.h"
 #include "eval/prdc.h"
 #include "eval/statistics.h"
+#include "eval/statistics_file.h"
 #include "src/base/error.h"
+#include "src/io/npz.h"
 #include "src/tensor/ops.h"
 #include "src/tensor/rng.h"
 
@@ -67,16 +70,57 @@ TEST(Statistics, MergeOrderDoesNotMatter) {
   EXPECT_THROW(abc.merge(statistics_of(normal(3, 8, 3))), Error);
 }
 
-TEST(Statistics, SaveAndLoadKeepEveryBit) {
-  const auto path = std::filesystem::temp_directory_path() / "fewstep_statistics_test.safetensors";
+constexpr char kWeights[] = "1a2b3c4d";
+
+TEST(StatisticsFile, BothFormatsKeepMomentsAndProvenance) {
   const FeatureStatistics s = statistics_of(normal(50, 6, 4));
-  s.save(path, {{"encoder", "judge"}});
-  std::map<std::string, std::string> metadata;
-  const FeatureStatistics back = FeatureStatistics::load(path, &metadata);
-  EXPECT_EQ(back.count(), 50);
-  EXPECT_TRUE(at::equal(back.mean(), s.mean()));
-  EXPECT_TRUE(at::equal(back.covariance(), s.covariance()));
-  EXPECT_EQ(metadata["encoder"], "judge");
+  for (const char* name : {"fewstep_statistics_test.h5", "fewstep_statistics_test.npz"}) {
+    const auto path = std::filesystem::temp_directory_path() / name;
+    save_statistics(path, s, {.encoder_sha256 = kWeights, .pipeline = "clean", .data_sha256 = "d"});
+    const StatisticsFile back = load_statistics(path);
+    EXPECT_EQ(back.statistics.count(), 50);
+    EXPECT_TRUE(at::equal(back.statistics.mean(), s.mean()));
+    EXPECT_LT(max_difference(back.statistics.covariance(), s.covariance()), 1e-15);
+    EXPECT_EQ(back.provenance.encoder_sha256, kWeights);
+    EXPECT_EQ(back.provenance.data_sha256, "d");
+    EXPECT_EQ(back.provenance.version, kFeatureVersion);
+    for (const char* tail : {"", ".sha256", ".sha256.ok"}) std::filesystem::remove(path.string() + tail);
+  }
+}
+
+TEST(StatisticsFile, OtherWeightsPipelinesAndSilenceAreRefusedUnlessForced) {
+  const auto message = [](const Provenance& p, bool force = false) -> std::string {
+    try {
+      check_provenance("ref.h5", p, {.name = "inception", .sha256 = "1a2b3c4d", .pipeline = "clean"}, force);
+    } catch (const ConfigError& e) {
+      return e.what();
+    }
+    return "";
+  };
+  const Provenance good{.encoder_sha256 = "1a2b3c4d", .pipeline = "clean", .version = kFeatureVersion};
+  EXPECT_EQ(message(good), "");
+  Provenance other = good;
+  other.pipeline = "pytorch-fid";
+  EXPECT_THAT(message(other), testing::AllOf(testing::HasSubstr("ref.h5"), testing::HasSubstr("'pytorch-fid'"), testing::HasSubstr("--force")));
+  EXPECT_EQ(message(other, true), "");
+  other = good, other.encoder_sha256 = "99999999";
+  EXPECT_THAT(message(other), testing::HasSubstr("made with the weights 99999999"));
+  other = good, other.version = "features-0";
+  EXPECT_THAT(message(other), testing::HasSubstr("features-0"));
+  EXPECT_THAT(message({}), testing::HasSubstr("does not say"));
+}
+
+// As pytorch-fid writes them: mu and sigma, nothing else.
+TEST(StatisticsFile, OfAnotherToolHasNoCount) {
+  const auto path = std::filesystem::temp_directory_path() / "fewstep_foreign.npz";
+  io::write_npz(path, {{"mu", at::zeros({3}, at::kDouble)}, {"sigma", at::eye(3, at::kDouble) * 2}});
+  const StatisticsFile f = load_statistics(path);
+  EXPECT_EQ(f.provenance.count, 0);
+  EXPECT_TRUE(at::equal(f.statistics.covariance(), at::eye(3, at::kDouble) * 2));
+  io::write_npz(path, {{"mu", at::zeros({3}, at::kDouble)}, {"sigma", at::ones({3, 2}, at::kDouble)}});
+  EXPECT_THROW(load_statistics(path), DataError);
+  io::write_npz(path, {{"mu", at::zeros({2}, at::kDouble)}, {"sigma", at::tensor({1.0, 0.5, 0.0, 1.0}, at::kDouble).view({2, 2})}});
+  EXPECT_THROW(load_statistics(path), DataError);  // not symmetric
   std::filesystem::remove(path);
 }
 
