@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <ATen/CPUGeneratorImpl.h>
+
 #include <nlohmann/json.hpp>
 
 #include "eval/frechet.h"
@@ -77,6 +79,54 @@ TEST_F(Reference, FrechetDistance) {
   FeatureStatistics sa, sb;
   sa.add(a), sb.add(b);
   EXPECT_NEAR(frechet_distance(sa, sb), value("frechet_distance"), 1e-9 * value("frechet_distance"));
+}
+
+// Two samples of one Gaussian in 16 dimensions: the distance at N = 400 is bias of the order 1 / N, its extrapolation is not.
+TEST(FrechetInfinity, RemovesTheSampledSidesBias) {
+  constexpr int64_t kDim = 16, kCount = 400;
+  const auto normal = [](int64_t n, int64_t key) {
+    at::Generator g = at::detail::createCPUGenerator(static_cast<uint64_t>(key));
+    return at::randn({n, kDim}, g, at::TensorOptions(at::kDouble));
+  };
+  FeatureStatistics large;
+  large.add(normal(200000, 1));
+  const FrechetReference reference(large);
+  double raw = 0, extrapolated = 0;
+  for (int64_t trial = 0; trial < 20; ++trial) {
+    const Tensor x = normal(kCount, 100 + trial);
+    FeatureStatistics s;
+    s.add(x);
+    raw += reference.distance(s) / 20, extrapolated += frechet_infinity(reference, x).value / 20;
+  }
+  EXPECT_GT(raw, 0.1);
+  EXPECT_LT(std::abs(extrapolated), 0.25 * raw);
+  EXPECT_THROW(frechet_infinity(reference, normal(3, 5)), ConfigError);
+}
+
+// Nominal 95 % over 300 trials of two Gaussians with a known distance, at N / D of 5 and 20: what is covered is the expected distance at
+// that N, which holds the bias of 1 / N.
+TEST(FrechetInterval, CoversTheExpectedDistance) {
+  constexpr int64_t kDim = 12, kTrials = 300;
+  at::Generator g = at::detail::createCPUGenerator(11);
+  const auto normal = [&](int64_t n) { return at::randn({n, kDim}, g, at::TensorOptions(at::kDouble)); };
+  const Tensor scale = at::linspace(0.5, 1.5, kDim, at::kDouble), shift = at::linspace(0, 0.6, kDim, at::kDouble);
+  FeatureStatistics large;
+  large.add(normal(200000));
+  const FrechetReference reference(large);
+  for (const int64_t ratio : {5, 20}) {
+    std::vector<Value> values;
+    double expected = 0;
+    for (int64_t t = 0; t < kTrials; ++t) {
+      GroupedStatistics s(20);
+      s.add(normal(ratio * kDim) * scale + shift);
+      values.push_back(frechet_with_interval(reference, s));
+      expected += values.back().value / kTrials;
+    }
+    int64_t covered = 0;
+    for (const Value& v : values) covered += std::abs(v.value - expected) <= v.ci95;
+    EXPECT_GE(covered, static_cast<int64_t>(0.92 * kTrials)) << "N / D = " << ratio;
+    EXPECT_LE(covered, static_cast<int64_t>(0.98 * kTrials)) << "N / D = " << ratio;
+  }
 }
 
 }  // namespace
