@@ -5,6 +5,7 @@
 
 #include "eval/extraction.h"
 #include "eval/frechet.h"
+#include "eval/inception_score.h"
 #include "eval/kernel_distance.h"
 #include "eval/prdc.h"
 #include "eval/statistics_file.h"
@@ -20,25 +21,31 @@ namespace {
 CompareSide from_statistics(const fs::path& path, const ImageEncoder& encoder, bool force) {
   const StatisticsFile file = load_statistics(path);
   check_provenance(path, file.provenance, encoder.identity(), force);
-  return {.path = path.string(), .total = file.statistics, .count_known = file.provenance.count > 0, .features = {}};
+  return {.path = path.string(), .total = file.statistics, .count_known = file.provenance.count > 0, .features = {}, .logits = {}};
 }
 
 CompareSide from_folder(const fs::path& folder, const ImageEncoder& encoder, const CompareOptions& options) {
   const std::vector<fs::path> files = image_files(folder);
   if (files.empty()) fail<DataError>("{}: no .png, .jpg, .jpeg or .webp files below this folder", folder.string());
-  CompareSide side{.path = folder.string(), .total = {}, .features = {}};
-  std::vector<Tensor> features;
+  CompareSide side{.path = folder.string(), .total = {}, .features = {}, .logits = {}};
+  std::vector<Tensor> features, logits;
   extract(files, encoder, {.skip_unreadable = options.skip_unreadable, .label = folder.filename().string()}, [&](const Encoded& encoded) {
     features.push_back(encoded.features);
+    if (encoded.logits.defined()) logits.push_back(encoded.logits);
     side.groups.add(encoded.features);
   });
   side.features = at::cat(features);
+  if (!logits.empty()) side.logits = at::cat(logits);
   side.total = side.groups.total();
   if (side.total.count() < 2) fail<DataError>("{}: {} image; a distance needs at least 2 (about 10 times the number of features)", folder.string(), side.total.count());
   return side;
 }
 
-Json value_json(const Value& v) { return {{"value", v.value}, {"ci95", v.ci95}, {"n", v.n}}; }
+Json value_json(const Value& v) {
+  Json json = {{"value", v.value}, {"ci95", v.ci95}, {"n", v.n}};
+  if (!v.note.empty()) json["note"] = v.note;
+  return json;
+}
 
 }  // namespace
 
@@ -86,41 +93,83 @@ Json write_statistics(const fs::path& folder, const fs::path& out, const ImageEn
   return {{"file", out.string()}, {"n", side.total.count()}, {"dim", side.total.dim()}, {"encoder_sha256", identity.sha256}, {"pipeline", identity.pipeline}, {"data_sha256", hash}};
 }
 
-Json compare(CompareMetric metric, const CompareSide& a, const CompareSide& b, const ImageEncoder& encoder) {
-  const EncoderIdentity identity = encoder.identity();
+namespace {
+
+void warn_of_bias(const CompareSide& a, const CompareSide& b) {
   const int64_t n = a.total.count(), m = b.total.count(), D = a.total.dim();
   const bool known = a.count_known && b.count_known;
   if (!known) log::warn("a statistics file does not say of how many images it is: distances carry a bias of about 1/N");
   if (known && n != m)
-    log::warn("{} has {} images, {} has {}: distances carry a bias of about 1/N, compare equal numbers only", a.path, n,
-              b.path, m);
+    log::warn("{} has {} images, {} has {}: distances carry a bias of about 1/N, compare equal numbers only", a.path, n, b.path, m);
   if (known && std::min(n, m) < D)
-    log::warn("fewer images ({}) than features ({}): the covariance is singular and the distance mostly bias",
-              std::min(n, m), D);
+    log::warn("fewer images ({}) than features ({}): the covariance is singular and the distance mostly bias", std::min(n, m), D);
+}
+
+using Values = std::map<std::string, Value>;
+
+Values frechet_values(const CompareSide& a, const CompareSide& b, const EncoderIdentity& identity, const CompareOptions& options) {
+  const FrechetReference reference(a.total);
+  Values out;
+  out[metric_name("FD", identity)] = b.features.defined() ? frechet_with_interval(reference, b.groups) : Value{.value = reference.distance(b.total), .n = b.total.count()};
+  if (!options.infinity) return out;
+  if (!b.features.defined()) fail<ConfigError>("{}: a statistics file has no features; --infinity needs the images", b.path);
+  out[metric_name("FD", identity, "N=infinity")] = frechet_infinity(reference, b.features);
+  return out;
+}
+
+Values kernel_values(const CompareSide& a, const CompareSide& b, const EncoderIdentity& identity, const CompareOptions& options) {
+  const int64_t m = b.features.size(0);
+  Values out;
+  out[metric_name("KD", identity)] = {.value = kernel_distance(a.features, b.features), .n = m};
+  if (options.kid_subsets == 0) return out;
+  const KidSubsets kid = kid_subsets(a.features, b.features, options.kid_subsets, options.kid_subset_size);
+  const std::string detail = fmt::format("{}x{}", options.kid_subsets, options.kid_subset_size);
+  out[metric_name("KD", identity, detail)] = {.value = kid.mean, .n = m, .note = fmt::format("std over subsets {:.3g}", kid.std)};
+  return out;
+}
+
+Values neighbour_values(const CompareSide& a, const CompareSide& b, const EncoderIdentity& identity) {
+  const Prdc p = prdc(a.features, b.features);
+  const int64_t n = a.features.size(0), m = b.features.size(0);
+  return {{metric_name("precision", identity, "k=3"), {.value = p.precision, .n = m}},
+          {metric_name("recall", identity, "k=3"), {.value = p.recall, .n = n}},
+          {metric_name("density", identity, "k=3"), {.value = p.density, .n = m}},
+          {metric_name("coverage", identity, "k=3"), {.value = p.coverage, .n = n}}};
+}
+
+Json described(const EncoderIdentity& identity, const Values& values) {
   Json metrics = Json::object();
-  if (metric == CompareMetric::fid) {
-    const FrechetReference reference(a.total);
-    Value v = b.features.defined() ? frechet_with_interval(reference, b.groups)
-                                   : Value{.value = reference.distance(b.total), .n = m};
-    metrics[metric_name("FD", identity)] = value_json(v);
-  } else {
+  for (const auto& [name, value] : values) metrics[name] = value_json(value);
+  return {{"metrics", metrics}, {"encoder", {{"name", identity.name}, {"sha256", identity.sha256}, {"pipeline", identity.pipeline}}}};
+}
+
+}  // namespace
+
+Json compare(CompareMetric metric, const CompareSide& a, const CompareSide& b, const ImageEncoder& encoder, const CompareOptions& options) {
+  const EncoderIdentity identity = encoder.identity();
+  warn_of_bias(a, b);
+  if (metric != CompareMetric::fid)
     for (const CompareSide* side : {&a, &b})
-      if (!side->features.defined())
-        fail<ConfigError>("{}: a statistics file has no features; kid and prdc need the images", side->path);
-    if (metric == CompareMetric::kid) {
-      metrics[metric_name("KD", identity)] = value_json({.value = kernel_distance(a.features, b.features), .n = m});
-    } else {
-      const Prdc p = prdc(a.features, b.features);
-      metrics[metric_name("precision", identity, "k=3")] = value_json({.value = p.precision, .n = m});
-      metrics[metric_name("recall", identity, "k=3")] = value_json({.value = p.recall, .n = n});
-      metrics[metric_name("density", identity, "k=3")] = value_json({.value = p.density, .n = m});
-      metrics[metric_name("coverage", identity, "k=3")] = value_json({.value = p.coverage, .n = n});
-    }
+      if (!side->features.defined()) fail<ConfigError>("{}: a statistics file has no features; kid, prdc and cmmd need the images", side->path);
+  Values values;
+  switch (metric) {
+    case CompareMetric::fid: values = frechet_values(a, b, identity, options); break;
+    case CompareMetric::kid: values = kernel_values(a, b, identity, options); break;
+    case CompareMetric::prdc: values = neighbour_values(a, b, identity); break;
+    case CompareMetric::cmmd: values[metric_name("MMD", identity)] = {.value = cmmd(a.features, b.features), .n = b.features.size(0)}; break;
   }
-  return {{"metrics", metrics},
-          {"encoder", {{"name", identity.name}, {"sha256", identity.sha256}, {"dim", D}}},
-          {"a", {{"path", a.path}, {"n", n}}},
-          {"b", {{"path", b.path}, {"n", m}}}};
+  Json out = described(identity, values);
+  out["encoder"]["dim"] = a.total.dim();
+  out["a"] = {{"path", a.path}, {"n", a.total.count()}}, out["b"] = {{"path", b.path}, {"n", b.total.count()}};
+  return out;
+}
+
+Json score_inception(const CompareSide& side, const ImageEncoder& encoder, int64_t splits) {
+  if (!side.logits.defined()) fail<ConfigError>("{}: this network has no classes, or the statistics no logits; the inception score needs both", side.path);
+  const InceptionScore score = inception_score(side.logits, splits);
+  const EncoderIdentity identity = encoder.identity();
+  return described(identity, {{metric_name("IS", identity, fmt::format("splits={}", splits)),
+                               {.value = score.mean, .n = side.logits.size(0), .note = fmt::format("std over splits {:.3g}", score.std)}}});
 }
 
 namespace {

@@ -13,6 +13,9 @@ namespace fewstep::eval {
 
 struct CompareOptions {
   bool skip_unreadable = false;
+  bool infinity = false;    // fid: also its extrapolation to infinitely many images of side B
+  int64_t kid_subsets = 0;  // kid: also as most tools have it, on so many random subsets
+  int64_t kid_subset_size = 1000;
   bool force = false;  // statistics of other weights, another pipeline, or without provenance
 };
 // One side: a folder of images (recursive, PNG/JPEG/WebP), or a file of statistics (statistics_file.h) of the same encoder.
@@ -22,6 +25,7 @@ struct CompareSide {
   FeatureStatistics total;
   bool count_known = true;  // false: a file of another tool; total.count() means nothing
   Tensor features;  // float [N, D]; undefined for a statistics file
+  Tensor logits;    // float [N, K]; undefined as above, and for networks without classes
 };
 // ConfigError when a statistics file was made with other weights; DataError for unreadable images and empty folders.
 CompareSide load_side(const std::filesystem::path& path, const ImageEncoder& encoder, const CompareOptions& options = {});
@@ -29,9 +33,12 @@ CompareSide load_side(const std::filesystem::path& path, const ImageEncoder& enc
 Json write_statistics(const std::filesystem::path& folder, const std::filesystem::path& out, const ImageEncoder& encoder,
                       const CompareOptions& options = {});
 
-enum class CompareMetric { fid, kid, prdc };
+enum class CompareMetric { fid, kid, prdc, cmmd };
 // {"metrics": {name: {value, ci95, n}}, "encoder": {...}, "a": {path, n}, "b": {path, n}}. A is the real side.
-Json compare(CompareMetric metric, const CompareSide& a, const CompareSide& b, const ImageEncoder& encoder);
+Json compare(CompareMetric metric, const CompareSide& a, const CompareSide& b, const ImageEncoder& encoder,
+             const CompareOptions& options = {});
+// Inception score of one set: {"metrics": ..., "encoder": ...}. ConfigError for a network without classes.
+Json score_inception(const CompareSide& side, const ImageEncoder& encoder, int64_t splits = 10);
 
 // Images against their captions: `fewstep eval clip-score`. `captions`: a file of lines {"file_name": ..., "text": ...} whose names
 // are relative to `images`; empty: metadata.jsonl in that folder. DataError: no such image, a line without a text.

@@ -13,8 +13,7 @@ namespace {
 constexpr std::array<std::string_view, 10> kEstablished = {
     "fid", "kid", "clipscore", "is", "inceptionscore", "cmmd", "geneval", "hpsv2", "pickscore", "imagereward"};
 // Ours, but nothing without the encoder's name and hash.
-constexpr std::array<std::string_view, 8> kOfEncoder = {"FD",     "KD",      "FD_difference", "precision",
-                                                        "recall", "density", "coverage",      "class_accuracy"};
+constexpr std::array<std::string_view, 9> kOfEncoder = {"FD", "KD", "MMD", "FD_difference", "precision", "recall", "density", "coverage", "class_accuracy"};
 // Before the brackets.
 constexpr std::array<std::string_view, 12> kOfGenerator = {
     "step_compression", "passes",        "ms_per_pass",          "tokens_per_second", "decoder_overhead", "speed_up",

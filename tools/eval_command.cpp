@@ -20,6 +20,7 @@ struct EvalArguments {
   eval::EncoderOptions encoder_options;
   std::vector<std::string> overrides;
   eval::CompareOptions options;
+  int64_t splits = 10;
   bool json = false;
 };
 
@@ -79,7 +80,7 @@ void write_statistics(const EvalArguments& a) {
 void compare_sets(const EvalArguments& a, eval::CompareMetric metric) {
   const auto encoder = image_encoder(a);
   const eval::CompareSide side_a = eval::load_side(a.a, *encoder, a.options), side_b = eval::load_side(a.b, *encoder, a.options);
-  const Json result = eval::compare(metric, side_a, side_b, *encoder);
+  const Json result = eval::compare(metric, side_a, side_b, *encoder, a.options);
   print_comparison(result, a.json);
 }
 
@@ -102,9 +103,9 @@ void add_eval_command(CLI::App& app) {
   command->add_option("CONFIG", a->config, "YAML file of the evaluation (its key `metrics:` lists what is measured)");
   command->add_option("OVERRIDES", a->overrides, "key.path=value, over the file");
   const std::pair<const char*, eval::CompareMetric> pairs[] = {
-      {"fid", eval::CompareMetric::fid}, {"kid", eval::CompareMetric::kid}, {"prdc", eval::CompareMetric::prdc}};
+      {"fid", eval::CompareMetric::fid}, {"kid", eval::CompareMetric::kid}, {"prdc", eval::CompareMetric::prdc}, {"cmmd", eval::CompareMetric::cmmd}};
   const char* meaning[] = {"Frechet distance between two sets", "kernel distance between two sets",
-                           "precision, recall, density, coverage"};
+                           "precision, recall, density, coverage", "kernel distance of CLIP embeddings (Jayasumana et al. 2024)"};
   std::vector<CLI::App*> compared;
   for (size_t i = 0; i < std::size(pairs); ++i) {
     auto* sub = command->add_subcommand(pairs[i].first, meaning[i]);
@@ -112,6 +113,12 @@ void add_eval_command(CLI::App& app) {
     sub->add_option("B", a->b, "the images to judge: the same")->required();
     add_encoder(*sub, *a);
     sub->add_flag("--force", a->options.force, "use statistics of other weights, of another image pipeline, or that do not say");
+    if (pairs[i].second == eval::CompareMetric::fid)
+      sub->add_flag("--infinity", a->options.infinity, "also the extrapolation to infinitely many images of B (Chong and Forsyth 2020)");
+    if (pairs[i].second == eval::CompareMetric::kid) {
+      sub->add_option("--subsets", a->options.kid_subsets, "also the mean over so many random subsets, as torch-fidelity draws them; 0: none")->capture_default_str();
+      sub->add_option("--subset-size", a->options.kid_subset_size, "images of a subset")->capture_default_str();
+    }
     sub->add_flag("--json", a->json, "print JSON");
     sub->callback([a, metric = pairs[i].second] { compare_sets(*a, metric); });
     compared.push_back(sub);
@@ -123,6 +130,16 @@ void add_eval_command(CLI::App& app) {
   statistics->add_flag("--json", a->json, "print JSON");
   statistics->callback([a] { write_statistics(*a); });
   compared.push_back(statistics);
+  auto* inception = command->add_subcommand("inception-score", "exp of the mean divergence of predicted classes (Salimans et al. 2016)");
+  inception->add_option("FOLDER", a->a, "folder of images")->required();
+  inception->add_option("--splits", a->splits, "parts the set is cut into")->capture_default_str();
+  add_encoder(*inception, *a);
+  inception->add_flag("--json", a->json, "print JSON");
+  inception->callback([a] {
+    const auto encoder = image_encoder(*a);
+    print_comparison(eval::score_inception(eval::load_side(a->a, *encoder, a->options), *encoder, a->splits), a->json);
+  });
+  compared.push_back(inception);
   auto* clip = command->add_subcommand("clip-score", "images against their captions");
   clip->add_option("IMAGES", a->a, "folder of images")->required();
   clip->add_option("CAPTIONS", a->b, "lines {\"file_name\", \"text\"}; default: IMAGES/metadata.jsonl");
