@@ -15,16 +15,21 @@ using text::ClipCleaning;
 constexpr ClipScoreKind kKinds[] = {
     {"hessel", "2.5 max(cos, 0), captions after 'A photo depicts'", kPhoto, ClipCleaning::open_clip,
      [](const Tensor& c, double) { return 2.5 * c.clamp_min(0); }, false},
-    {"torchmetrics", "max(100 mean cos, 0)", "", ClipCleaning::huggingface, [](const Tensor& c, double) { return 100 * c; }, true},
-    {"taited", "exp(logit_scale) cos, as the clip-score package", "", ClipCleaning::open_clip, [](const Tensor& c, double scale) { return scale * c; }, false},
-    {"gigagan", "cos, captions after 'A photo depicts': GigaGAN, DMD2", kPhoto, ClipCleaning::open_clip, [](const Tensor& c, double) { return c * 1.0; }, false},
+    {"torchmetrics", "max(100 mean cos, 0)", "", ClipCleaning::huggingface,
+     [](const Tensor& c, double) { return 100 * c; }, true},
+    {"taited", "exp(logit_scale) cos, as the clip-score package", "", ClipCleaning::open_clip,
+     [](const Tensor& c, double scale) { return scale * c; }, false},
+    {"gigagan", "cos, captions after 'A photo depicts': GigaGAN, DMD2", kPhoto, ClipCleaning::open_clip,
+     [](const Tensor& c, double) { return c * 1.0; }, false},
     {"mlperf", "100 cos", "", ClipCleaning::open_clip, [](const Tensor& c, double) { return 100 * c; }, false},
 };
 
 }  // namespace
 
 std::span<const ClipScoreKind> clip_score_kinds() { return kKinds; }
-const ClipScoreKind& find_clip_score(std::string_view name) { return find_entry(clip_score_kinds(), name, "CLIP score"); }
+const ClipScoreKind& find_clip_score(std::string_view name) {
+  return find_entry(clip_score_kinds(), name, "CLIP score");
+}
 
 Value clip_score(const ClipScoreKind& kind, const Tensor& cosines, double scale) {
   const NoGrad no_grad;

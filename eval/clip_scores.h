@@ -13,11 +13,11 @@ namespace fewstep::eval {
 
 struct ClipScoreKind {
   std::string_view name, meaning;
-  std::string_view prefix;        // put in front of every caption
-  text::ClipCleaning cleaning;    // of captions, as the tool's tokenizer does it
+  std::string_view prefix;      // put in front of every caption
+  text::ClipCleaning cleaning;  // of captions, as the tool's tokenizer does it
   // cosines float64 [N] -> the score of each sample whose mean is reported; `scale` is exp(logit_scale), about 100.
   Tensor (*per_sample)(const Tensor& cosines, double scale);
-  bool clamp_mean;                // the mean, not the samples, is kept from being negative
+  bool clamp_mean;  // the mean, not the samples, is kept from being negative
 };
 //   hessel        2.5 max(cos, 0), "A photo depicts " + caption              Hessel et al. 2021, arXiv 2104.08718
 //   torchmetrics  max(100 mean cos, 0), no prefix                            torchmetrics.multimodal.CLIPScore

@@ -21,7 +21,11 @@ namespace {
 CompareSide from_statistics(const fs::path& path, const ImageEncoder& encoder, bool force) {
   const StatisticsFile file = load_statistics(path);
   check_provenance(path, file.provenance, encoder.identity(), force);
-  return {.path = path.string(), .total = file.statistics, .count_known = file.provenance.count > 0, .features = {}, .logits = {}};
+  return {.path = path.string(),
+          .total = file.statistics,
+          .count_known = file.provenance.count > 0,
+          .features = {},
+          .logits = {}};
 }
 
 CompareSide from_folder(const fs::path& folder, const ImageEncoder& encoder, const CompareOptions& options) {
@@ -29,15 +33,18 @@ CompareSide from_folder(const fs::path& folder, const ImageEncoder& encoder, con
   if (files.empty()) fail<DataError>("{}: no .png, .jpg, .jpeg or .webp files below this folder", folder.string());
   CompareSide side{.path = folder.string(), .total = {}, .features = {}, .logits = {}};
   std::vector<Tensor> features, logits;
-  extract(files, encoder, {.skip_unreadable = options.skip_unreadable, .label = folder.filename().string()}, [&](const Encoded& encoded) {
-    features.push_back(encoded.features);
-    if (encoded.logits.defined()) logits.push_back(encoded.logits);
-    side.groups.add(encoded.features);
-  });
+  extract(files, encoder, {.skip_unreadable = options.skip_unreadable, .label = folder.filename().string()},
+          [&](const Encoded& encoded) {
+            features.push_back(encoded.features);
+            if (encoded.logits.defined()) logits.push_back(encoded.logits);
+            side.groups.add(encoded.features);
+          });
   side.features = at::cat(features);
   if (!logits.empty()) side.logits = at::cat(logits);
   side.total = side.groups.total();
-  if (side.total.count() < 2) fail<DataError>("{}: {} image; a distance needs at least 2 (about 10 times the number of features)", folder.string(), side.total.count());
+  if (side.total.count() < 2)
+    fail<DataError>("{}: {} image; a distance needs at least 2 (about 10 times the number of features)",
+                    folder.string(), side.total.count());
   return side;
 }
 
@@ -81,16 +88,21 @@ CompareSide load_side(const fs::path& path, const ImageEncoder& encoder, const C
   if (fs::is_directory(path)) return from_folder(path, encoder, options);
   if (!fs::exists(path)) fail<DataError>("{}: no such folder or file", path.string());
   if (is_statistics_name(path)) return from_statistics(path, encoder, options.force);
-  fail<DataError>("{}: known are a folder of images and a file of statistics (.h5, .npz: `fewstep eval statistics`)", path.string());
+  fail<DataError>("{}: known are a folder of images and a file of statistics (.h5, .npz: `fewstep eval statistics`)",
+                  path.string());
 }
 
-Json write_statistics(const fs::path& folder, const fs::path& out, const ImageEncoder& encoder, const CompareOptions& options) {
+Json write_statistics(const fs::path& folder, const fs::path& out, const ImageEncoder& encoder,
+                      const CompareOptions& options) {
   if (!is_statistics_name(out)) fail<ConfigError>("{}: statistics are kept in .h5 or .npz files", out.string());
   const CompareSide side = load_side(folder, encoder, options);
   const EncoderIdentity identity = encoder.identity();
   const std::string hash = content_hash(folder, image_files(folder));
-  save_statistics(out, side.total, {.encoder_sha256 = identity.sha256, .pipeline = identity.pipeline, .data_sha256 = hash});
-  return {{"file", out.string()}, {"n", side.total.count()}, {"dim", side.total.dim()}, {"encoder_sha256", identity.sha256}, {"pipeline", identity.pipeline}, {"data_sha256", hash}};
+  save_statistics(out, side.total,
+                  {.encoder_sha256 = identity.sha256, .pipeline = identity.pipeline, .data_sha256 = hash});
+  return {{"file", out.string()},          {"n", side.total.count()},
+          {"dim", side.total.dim()},       {"encoder_sha256", identity.sha256},
+          {"pipeline", identity.pipeline}, {"data_sha256", hash}};
 }
 
 namespace {
@@ -100,31 +112,39 @@ void warn_of_bias(const CompareSide& a, const CompareSide& b) {
   const bool known = a.count_known && b.count_known;
   if (!known) log::warn("a statistics file does not say of how many images it is: distances carry a bias of about 1/N");
   if (known && n != m)
-    log::warn("{} has {} images, {} has {}: distances carry a bias of about 1/N, compare equal numbers only", a.path, n, b.path, m);
+    log::warn("{} has {} images, {} has {}: distances carry a bias of about 1/N, compare equal numbers only", a.path, n,
+              b.path, m);
   if (known && std::min(n, m) < D)
-    log::warn("fewer images ({}) than features ({}): the covariance is singular and the distance mostly bias", std::min(n, m), D);
+    log::warn("fewer images ({}) than features ({}): the covariance is singular and the distance mostly bias",
+              std::min(n, m), D);
 }
 
 using Values = std::map<std::string, Value>;
 
-Values frechet_values(const CompareSide& a, const CompareSide& b, const EncoderIdentity& identity, const CompareOptions& options) {
+Values frechet_values(const CompareSide& a, const CompareSide& b, const EncoderIdentity& identity,
+                      const CompareOptions& options) {
   const FrechetReference reference(a.total);
   Values out;
-  out[metric_name("FD", identity)] = b.features.defined() ? frechet_with_interval(reference, b.groups) : Value{.value = reference.distance(b.total), .n = b.total.count()};
+  out[metric_name("FD", identity)] = b.features.defined()
+                                         ? frechet_with_interval(reference, b.groups)
+                                         : Value{.value = reference.distance(b.total), .n = b.total.count()};
   if (!options.infinity) return out;
-  if (!b.features.defined()) fail<ConfigError>("{}: a statistics file has no features; --infinity needs the images", b.path);
+  if (!b.features.defined())
+    fail<ConfigError>("{}: a statistics file has no features; --infinity needs the images", b.path);
   out[metric_name("FD", identity, "N=infinity")] = frechet_infinity(reference, b.features);
   return out;
 }
 
-Values kernel_values(const CompareSide& a, const CompareSide& b, const EncoderIdentity& identity, const CompareOptions& options) {
+Values kernel_values(const CompareSide& a, const CompareSide& b, const EncoderIdentity& identity,
+                     const CompareOptions& options) {
   const int64_t m = b.features.size(0);
   Values out;
   out[metric_name("KD", identity)] = {.value = kernel_distance(a.features, b.features), .n = m};
   if (options.kid_subsets == 0) return out;
   const KidSubsets kid = kid_subsets(a.features, b.features, options.kid_subsets, options.kid_subset_size);
   const std::string detail = fmt::format("{}x{}", options.kid_subsets, options.kid_subset_size);
-  out[metric_name("KD", identity, detail)] = {.value = kid.mean, .n = m, .note = fmt::format("std over subsets {:.3g}", kid.std)};
+  out[metric_name("KD", identity, detail)] = {
+      .value = kid.mean, .n = m, .note = fmt::format("std over subsets {:.3g}", kid.std)};
   return out;
 }
 
@@ -140,23 +160,34 @@ Values neighbour_values(const CompareSide& a, const CompareSide& b, const Encode
 Json described(const EncoderIdentity& identity, const Values& values) {
   Json metrics = Json::object();
   for (const auto& [name, value] : values) metrics[name] = value_json(value);
-  return {{"metrics", metrics}, {"encoder", {{"name", identity.name}, {"sha256", identity.sha256}, {"pipeline", identity.pipeline}}}};
+  return {{"metrics", metrics},
+          {"encoder", {{"name", identity.name}, {"sha256", identity.sha256}, {"pipeline", identity.pipeline}}}};
 }
 
 }  // namespace
 
-Json compare(CompareMetric metric, const CompareSide& a, const CompareSide& b, const ImageEncoder& encoder, const CompareOptions& options) {
+Json compare(CompareMetric metric, const CompareSide& a, const CompareSide& b, const ImageEncoder& encoder,
+             const CompareOptions& options) {
   const EncoderIdentity identity = encoder.identity();
   warn_of_bias(a, b);
   if (metric != CompareMetric::fid)
     for (const CompareSide* side : {&a, &b})
-      if (!side->features.defined()) fail<ConfigError>("{}: a statistics file has no features; kid, prdc and cmmd need the images", side->path);
+      if (!side->features.defined())
+        fail<ConfigError>("{}: a statistics file has no features; kid, prdc and cmmd need the images", side->path);
   Values values;
   switch (metric) {
-    case CompareMetric::fid: values = frechet_values(a, b, identity, options); break;
-    case CompareMetric::kid: values = kernel_values(a, b, identity, options); break;
-    case CompareMetric::prdc: values = neighbour_values(a, b, identity); break;
-    case CompareMetric::cmmd: values[metric_name("MMD", identity)] = {.value = cmmd(a.features, b.features), .n = b.features.size(0)}; break;
+    case CompareMetric::fid:
+      values = frechet_values(a, b, identity, options);
+      break;
+    case CompareMetric::kid:
+      values = kernel_values(a, b, identity, options);
+      break;
+    case CompareMetric::prdc:
+      values = neighbour_values(a, b, identity);
+      break;
+    case CompareMetric::cmmd:
+      values[metric_name("MMD", identity)] = {.value = cmmd(a.features, b.features), .n = b.features.size(0)};
+      break;
   }
   Json out = described(identity, values);
   out["encoder"]["dim"] = a.total.dim();
@@ -165,11 +196,15 @@ Json compare(CompareMetric metric, const CompareSide& a, const CompareSide& b, c
 }
 
 Json score_inception(const CompareSide& side, const ImageEncoder& encoder, int64_t splits) {
-  if (!side.logits.defined()) fail<ConfigError>("{}: this network has no classes, or the statistics no logits; the inception score needs both", side.path);
+  if (!side.logits.defined())
+    fail<ConfigError>("{}: this network has no classes, or the statistics no logits; the inception score needs both",
+                      side.path);
   const InceptionScore score = inception_score(side.logits, splits);
   const EncoderIdentity identity = encoder.identity();
-  return described(identity, {{metric_name("IS", identity, fmt::format("splits={}", splits)),
-                               {.value = score.mean, .n = side.logits.size(0), .note = fmt::format("std over splits {:.3g}", score.std)}}});
+  return described(
+      identity,
+      {{metric_name("IS", identity, fmt::format("splits={}", splits)),
+        {.value = score.mean, .n = side.logits.size(0), .note = fmt::format("std over splits {:.3g}", score.std)}}});
 }
 
 namespace {
@@ -181,17 +216,26 @@ struct Captioned {
 
 Captioned read_captions(const fs::path& images, const fs::path& list) {
   std::ifstream file(list);
-  if (!file) fail<DataError>("{}: cannot be read; it lists the images with their captions, a line each: {{\"file_name\": \"a.png\", \"text\": \"a cat\"}}", list.string());
+  if (!file)
+    fail<DataError>(
+        "{}: cannot be read; it lists the images with their captions, a line each: {{\"file_name\": \"a.png\", "
+        "\"text\": \"a cat\"}}",
+        list.string());
   Captioned out;
   int64_t number = 0;
   for (std::string line; std::getline(file, line);) {
     ++number;
     if (trim(line).empty()) continue;
     const Json entry = Json::parse(line, nullptr, false);
-    const auto text = [&](const char* key) { return entry.is_object() && entry.contains(key) && entry[key].is_string() ? entry[key].get<std::string>() : std::string(); };
-    if (text("file_name").empty() || text("text").empty()) fail<DataError>("{}:{}: expected {{\"file_name\": ..., \"text\": ...}}, found {}", list.string(), number, line);
+    const auto text = [&](const char* key) {
+      return entry.is_object() && entry.contains(key) && entry[key].is_string() ? entry[key].get<std::string>()
+                                                                                : std::string();
+    };
+    if (text("file_name").empty() || text("text").empty())
+      fail<DataError>("{}:{}: expected {{\"file_name\": ..., \"text\": ...}}, found {}", list.string(), number, line);
     out.files.push_back(images / text("file_name"));
-    if (!fs::exists(out.files.back())) fail<DataError>("{}:{}: there is no image {}", list.string(), number, out.files.back().string());
+    if (!fs::exists(out.files.back()))
+      fail<DataError>("{}:{}: there is no image {}", list.string(), number, out.files.back().string());
     out.texts.push_back(text("text"));
   }
   if (out.files.empty()) fail<DataError>("{}: lists no image", list.string());
@@ -213,23 +257,30 @@ class ImageTower : public ImageEncoder {
 
 }  // namespace
 
-Json compare_captions(const fs::path& images, const fs::path& captions, const TextImageEncoder& clip, const ClipScoreKind& kind, bool skip_unreadable) {
+Json compare_captions(const fs::path& images, const fs::path& captions, const TextImageEncoder& clip,
+                      const ClipScoreKind& kind, bool skip_unreadable) {
   constexpr size_t kBatch = 256;
   Captioned set = read_captions(images, captions.empty() ? images / "metadata.jsonl" : captions);
   for (std::string& text : set.texts) text = std::string(kind.prefix) + text;
   std::vector<Tensor> parts, texts;
-  const Extraction read = extract(set.files, ImageTower(clip), {.skip_unreadable = skip_unreadable, .label = images.filename().string()},
-                                  [&](const Encoded& e) { parts.push_back(e.features); });
+  const Extraction read =
+      extract(set.files, ImageTower(clip), {.skip_unreadable = skip_unreadable, .label = images.filename().string()},
+              [&](const Encoded& e) { parts.push_back(e.features); });
   if (!read.unreadable.empty()) {  // pairs stay pairs
     std::vector<std::string> kept;
     for (size_t i = 0; i < set.files.size(); ++i)
-      if (!std::binary_search(read.unreadable_places.begin(), read.unreadable_places.end(), i)) kept.push_back(set.texts[i]);
+      if (!std::binary_search(read.unreadable_places.begin(), read.unreadable_places.end(), i))
+        kept.push_back(set.texts[i]);
     set.texts = std::move(kept);
   }
   for (size_t i = 0; i < set.texts.size(); i += kBatch)
-    texts.push_back(clip.text_embeddings({set.texts.begin() + static_cast<int64_t>(i), set.texts.begin() + static_cast<int64_t>(std::min(i + kBatch, set.texts.size()))}));
+    texts.push_back(
+        clip.text_embeddings({set.texts.begin() + static_cast<int64_t>(i),
+                              set.texts.begin() + static_cast<int64_t>(std::min(i + kBatch, set.texts.size()))}));
   const Tensor cosines = (at::cat(parts).to(at::kDouble) * at::cat(texts).to(at::kDouble)).sum(1);
-  if (clip.truncated() > 0) log::warn("{} of {} captions were longer than the text encoder reads and were cut", clip.truncated(), set.texts.size());
+  if (clip.truncated() > 0)
+    log::warn("{} of {} captions were longer than the text encoder reads and were cut", clip.truncated(),
+              set.texts.size());
   const EncoderIdentity identity = clip.identity();
   const Value value = clip_score(kind, cosines, clip.logit_scale());
   return {{"metrics", {{metric_name("CLIPScore", identity, kind.name), value_json(value)}}},

@@ -18,20 +18,22 @@ struct CompareOptions {
   int64_t kid_subset_size = 1000;
   bool force = false;  // statistics of other weights, another pipeline, or without provenance
 };
-// One side: a folder of images (recursive, PNG/JPEG/WebP), or a file of statistics (statistics_file.h) of the same encoder.
+// One side: a folder of images (recursive, PNG/JPEG/WebP), or a file of statistics (statistics_file.h) of the same
+// encoder.
 struct CompareSide {
   std::string path;
   GroupedStatistics groups{20};
   FeatureStatistics total;
   bool count_known = true;  // false: a file of another tool; total.count() means nothing
-  Tensor features;  // float [N, D]; undefined for a statistics file
-  Tensor logits;    // float [N, K]; undefined as above, and for networks without classes
+  Tensor features;          // float [N, D]; undefined for a statistics file
+  Tensor logits;            // float [N, K]; undefined as above, and for networks without classes
 };
 // ConfigError when a statistics file was made with other weights; DataError for unreadable images and empty folders.
-CompareSide load_side(const std::filesystem::path& path, const ImageEncoder& encoder, const CompareOptions& options = {});
-// Statistics of a folder into a file: the reference of many comparisons. Returns what was written.
-Json write_statistics(const std::filesystem::path& folder, const std::filesystem::path& out, const ImageEncoder& encoder,
+CompareSide load_side(const std::filesystem::path& path, const ImageEncoder& encoder,
                       const CompareOptions& options = {});
+// Statistics of a folder into a file: the reference of many comparisons. Returns what was written.
+Json write_statistics(const std::filesystem::path& folder, const std::filesystem::path& out,
+                      const ImageEncoder& encoder, const CompareOptions& options = {});
 
 enum class CompareMetric { fid, kid, prdc, cmmd };
 // {"metrics": {name: {value, ci95, n}}, "encoder": {...}, "a": {path, n}, "b": {path, n}}. A is the real side.
@@ -40,10 +42,11 @@ Json compare(CompareMetric metric, const CompareSide& a, const CompareSide& b, c
 // Inception score of one set: {"metrics": ..., "encoder": ...}. ConfigError for a network without classes.
 Json score_inception(const CompareSide& side, const ImageEncoder& encoder, int64_t splits = 10);
 
-// Images against their captions: `fewstep eval clip-score`. `captions`: a file of lines {"file_name": ..., "text": ...} whose names
-// are relative to `images`; empty: metadata.jsonl in that folder. DataError: no such image, a line without a text.
-Json compare_captions(const std::filesystem::path& images, const std::filesystem::path& captions, const TextImageEncoder& clip,
-                      const ClipScoreKind& kind, bool skip_unreadable = false);
+// Images against their captions: `fewstep eval clip-score`. `captions`: a file of lines {"file_name": ..., "text": ...}
+// whose names are relative to `images`; empty: metadata.jsonl in that folder. DataError: no such image, a line without
+// a text.
+Json compare_captions(const std::filesystem::path& images, const std::filesystem::path& captions,
+                      const TextImageEncoder& clip, const ClipScoreKind& kind, bool skip_unreadable = false);
 
 // The files metadata.jsonl lists, or else all image files below `folder`, sorted by path, hidden ones left out.
 std::vector<std::filesystem::path> image_files(const std::filesystem::path& folder);

@@ -173,9 +173,11 @@ std::unique_ptr<ImageEncoder> load_image_encoder(const fs::path& folder, const s
   for (const std::string_view kind : published_encoders()) classes.emplace_back(kind);
   const fs::path component = find_component(folder, classes);
   const EncoderIdentity identity = identify(component, name);
-  if (auto published = make_published_encoder(class_in(component), component, identity, device, options)) return published;
+  if (auto published = make_published_encoder(class_in(component), component, identity, device, options))
+    return published;
   if (!options.pipeline.empty() || !options.tap.empty())
-    fail<ConfigError>("{}: an encoder trained here has one image pipeline and one set of features; leave both unset", component.string());
+    fail<ConfigError>("{}: an encoder trained here has one image pipeline and one set of features; leave both unset",
+                      component.string());
   auto module = load_frozen(component, device);
   const models::ConvEncoder* encoder = nullptr;
   if (const auto* conv = dynamic_cast<const models::ConvEncoder*>(module.get())) encoder = conv;
@@ -184,15 +186,16 @@ std::unique_ptr<ImageEncoder> load_image_encoder(const fs::path& folder, const s
   return std::make_unique<ConvImageEncoder>(std::move(module), *encoder, identity, device);
 }
 
-std::unique_ptr<TextImageEncoder> load_text_image_encoder(const fs::path& folder, const std::string& name, at::Device device,
-                                                          const TextOptions& options) {
+std::unique_ptr<TextImageEncoder> load_text_image_encoder(const fs::path& folder, const std::string& name,
+                                                          at::Device device, const TextOptions& options) {
   const fs::path component = find_component(folder, {"ContrastiveModel", "CLIPModel"});
   const EncoderIdentity identity = identify(component, name);
   if (class_in(component) == "CLIPModel") return make_published_text_encoder(component, identity, device, options);
   const fs::path tokenizer = component.parent_path() / "tokenizer";
   if (!fs::is_directory(tokenizer))
     fail<DataError>("{}: no tokenizer folder beside the network; give the whole model folder", component.string());
-  return std::make_unique<SmallClip>(load_frozen(component, device), text::BpeTokenizer::load(tokenizer), identity, device);
+  return std::make_unique<SmallClip>(load_frozen(component, device), text::BpeTokenizer::load(tokenizer), identity,
+                                     device);
 }
 
 }  // namespace fewstep::eval

@@ -28,33 +28,33 @@ class ImageEncoder {
 class TextImageEncoder {
  public:
   virtual ~TextImageEncoder() = default;
-  virtual Tensor image_embeddings(const Tensor& images) const = 0;                  // uint8 -> [B, E], unit length
+  virtual Tensor image_embeddings(const Tensor& images) const = 0;  // uint8 -> [B, E], unit length
   // In two steps, for images of different sizes, as ImageEncoder's.
   virtual Tensor prepare(const Tensor& image) const { return image; }
   virtual Tensor embed_prepared(const Tensor& batch) const { return image_embeddings(batch); }
   virtual Tensor text_embeddings(const std::vector<std::string>& texts) const = 0;  // [B, E], unit length
   virtual double logit_scale() const { return 100; }                                // exp(logit_scale)
-  virtual int64_t truncated() const { return 0; }                                   // texts so far that were too long and were cut
+  virtual int64_t truncated() const { return 0; }  // texts so far that were too long and were cut
   virtual EncoderIdentity identity() const = 0;
 };
 
 // How a published network is used; encoders trained in the framework have one way only and refuse what is set here.
 struct EncoderOptions {
-  std::string pipeline = {};  // InceptionV3: a name of inception_pipelines(), default clean; CLIP: transformers (default),
-                              // torchvision, square_first
-  std::string tap = {};       // InceptionV3: 2048 (default), 768, 192, 64, spatial (sFID); VGG16: fc2
+  std::string pipeline = {};  // InceptionV3: a name of inception_pipelines(), default clean; CLIP: transformers
+                              // (default), torchvision, square_first
+  std::string tap = {};  // InceptionV3: 2048 (default), 768, 192, 64, spatial (sFID); VGG16: fc2
 };
 
-struct TextOptions {  // of CLIPModel
-  std::string pipeline = {};                                          // as EncoderOptions::pipeline
+struct TextOptions {          // of CLIPModel
+  std::string pipeline = {};  // as EncoderOptions::pipeline
   text::ClipCleaning cleaning = text::ClipCleaning::huggingface;
 };
 
-// `folder`: a training run, a model folder, or the folder of the network itself (config.json + safetensors). ConvEncoder, the image
-// tower of ContrastiveModel, or a published network: InceptionV3 of FID, CLIPModel, Dinov2Model, VGG16. `name` stands in metric
-// names. ConfigError lists what was found instead.
-std::unique_ptr<ImageEncoder> load_image_encoder(const std::filesystem::path& folder, const std::string& name, at::Device device,
-                                                 const EncoderOptions& options = {});
+// `folder`: a training run, a model folder, or the folder of the network itself (config.json + safetensors).
+// ConvEncoder, the image tower of ContrastiveModel, or a published network: InceptionV3 of FID, CLIPModel, Dinov2Model,
+// VGG16. `name` stands in metric names. ConfigError lists what was found instead.
+std::unique_ptr<ImageEncoder> load_image_encoder(const std::filesystem::path& folder, const std::string& name,
+                                                 at::Device device, const EncoderOptions& options = {});
 std::vector<std::string_view> published_encoders();  // class names in config.json
 // ContrastiveModel, or CLIPModel with its tokenizer (in the same folder, or in tokenizer/ beside it).
 std::unique_ptr<TextImageEncoder> load_text_image_encoder(const std::filesystem::path& folder, const std::string& name,
@@ -62,10 +62,12 @@ std::unique_ptr<TextImageEncoder> load_text_image_encoder(const std::filesystem:
 
 // A published network (published_encoders.cpp), or nullptr when `kind` is none.
 std::unique_ptr<ImageEncoder> make_published_encoder(const std::string& kind, const std::filesystem::path& component,
-                                                     const EncoderIdentity& identity, at::Device device, const EncoderOptions& options);
+                                                     const EncoderIdentity& identity, at::Device device,
+                                                     const EncoderOptions& options);
 
-std::unique_ptr<TextImageEncoder> make_published_text_encoder(const std::filesystem::path& component, const EncoderIdentity& identity,
-                                                              at::Device device, const TextOptions& options);
+std::unique_ptr<TextImageEncoder> make_published_text_encoder(const std::filesystem::path& component,
+                                                              const EncoderIdentity& identity, at::Device device,
+                                                              const TextOptions& options);
 
 // The component folder below `folder` whose config.json names one of `classes`; shared with the VQ lookup of the
 // runner.

@@ -35,12 +35,14 @@ Prepared prepare(const std::filesystem::path& path, const ImageEncoder& encoder,
   return out;
 }
 
-// Thread t prepares files t, t + T, t + 2T, ... into a queue of its own: taking from the queues in turn keeps the order.
+// Thread t prepares files t, t + T, t + 2T, ... into a queue of its own: taking from the queues in turn keeps the
+// order.
 class Workers {
  public:
   Workers(const std::vector<std::filesystem::path>& files, const ImageEncoder& encoder, const ExtractionOptions& o) {
     const size_t T = std::max<size_t>(1, std::min(static_cast<size_t>(o.threads), files.size()));
-    for (size_t t = 0; t < T; ++t) queues_.push_back(std::make_unique<BoundedQueue<Prepared>>(static_cast<size_t>(o.batch)));
+    for (size_t t = 0; t < T; ++t)
+      queues_.push_back(std::make_unique<BoundedQueue<Prepared>>(static_cast<size_t>(o.batch)));
     for (size_t t = 0; t < T; ++t)
       threads_.emplace_back([&files, &encoder, &queue = *queues_[t], t, T, skip = o.skip_unreadable] {
         const NoGrad no_grad;
@@ -71,8 +73,8 @@ class Workers {
 
 }  // namespace
 
-Extraction extract(const std::vector<std::filesystem::path>& files, const ImageEncoder& encoder, const ExtractionOptions& options,
-                   const std::function<void(const Encoded&)>& sink) {
+Extraction extract(const std::vector<std::filesystem::path>& files, const ImageEncoder& encoder,
+                   const ExtractionOptions& options, const std::function<void(const Encoded&)>& sink) {
   const NoGrad no_grad;
   if (files.empty()) fail<DataError>("{}: no image files", options.label);
   Extraction out;
@@ -92,15 +94,23 @@ Extraction extract(const std::vector<std::filesystem::path>& files, const ImageE
     }
     ++out.images, out.constant += item.constant, out.grey += item.grey;
     // Encoders that take images of any size get batches of one size each.
-    if (!batch.empty() && (batch[0].sizes() != item.row.sizes() || static_cast<int64_t>(batch.size()) == options.batch)) flush();
+    if (!batch.empty() && (batch[0].sizes() != item.row.sizes() || static_cast<int64_t>(batch.size()) == options.batch))
+      flush();
     batch.push_back(std::move(item.row));
   }
   flush();
   progress.finish();
-  if (out.images == 0) fail<DataError>("{}: none of {} files could be read; the first: {}", options.label, files.size(), out.unreadable.front());
-  if (!out.unreadable.empty()) log::warn("{}: {} of {} files could not be read and were left out; the first: {}", options.label, out.unreadable.size(), files.size(), out.unreadable.front());
-  if (out.constant > 0) log::warn("{}: {} of {} images are one flat colour; they are counted, not dropped", options.label, out.constant, out.images);
-  if (out.grey > 0 && out.grey < out.images) log::warn("{}: {} of {} images are grey, the others have colour", options.label, out.grey, out.images);
+  if (out.images == 0)
+    fail<DataError>("{}: none of {} files could be read; the first: {}", options.label, files.size(),
+                    out.unreadable.front());
+  if (!out.unreadable.empty())
+    log::warn("{}: {} of {} files could not be read and were left out; the first: {}", options.label,
+              out.unreadable.size(), files.size(), out.unreadable.front());
+  if (out.constant > 0)
+    log::warn("{}: {} of {} images are one flat colour; they are counted, not dropped", options.label, out.constant,
+              out.images);
+  if (out.grey > 0 && out.grey < out.images)
+    log::warn("{}: {} of {} images are grey, the others have colour", options.label, out.grey, out.images);
   return out;
 }
 

@@ -94,7 +94,8 @@ Value frechet_with_interval(const FrechetReference& reference, const GroupedStat
 Value frechet_infinity(const FrechetReference& reference, const Tensor& features, int64_t points, uint32_t seed) {
   constexpr int64_t kSmallest = 5000;
   const int64_t N = features.size(0), smallest = std::min(kSmallest, N / 2);
-  if (points < 3 || smallest < 2) fail<ConfigError>("FID-infinity: {} points and {} images; at least 3 and 4 are needed", points, N);
+  if (points < 3 || smallest < 2)
+    fail<ConfigError>("FID-infinity: {} points and {} images; at least 3 and 4 are needed", points, N);
   NumpyRandom random(seed);
   std::vector<double> x, y;  // 1 / n, distance
   for (int64_t i = 0; i < points; ++i) {
@@ -106,11 +107,14 @@ Value frechet_infinity(const FrechetReference& reference, const Tensor& features
     x.push_back(1.0 / static_cast<double>(n)), y.push_back(reference.distance(statistics));
   }
   const double m = static_cast<double>(points);
-  const double mean_x = std::accumulate(x.begin(), x.end(), 0.0) / m, mean_y = std::accumulate(y.begin(), y.end(), 0.0) / m;
+  const double mean_x = std::accumulate(x.begin(), x.end(), 0.0) / m,
+               mean_y = std::accumulate(y.begin(), y.end(), 0.0) / m;
   double sxx = 0, sxy = 0, residuals = 0;
-  for (size_t i = 0; i < x.size(); ++i) sxx += (x[i] - mean_x) * (x[i] - mean_x), sxy += (x[i] - mean_x) * (y[i] - mean_y);
+  for (size_t i = 0; i < x.size(); ++i)
+    sxx += (x[i] - mean_x) * (x[i] - mean_x), sxy += (x[i] - mean_x) * (y[i] - mean_y);
   const double slope = sxy / sxx, intercept = mean_y - slope * mean_x;
-  for (size_t i = 0; i < x.size(); ++i) residuals += (y[i] - intercept - slope * x[i]) * (y[i] - intercept - slope * x[i]);
+  for (size_t i = 0; i < x.size(); ++i)
+    residuals += (y[i] - intercept - slope * x[i]) * (y[i] - intercept - slope * x[i]);
   const double error = std::sqrt(residuals / (m - 2) * (1 / m + mean_x * mean_x / sxx));
   return {.value = intercept, .ci95 = student_t95(points - 2) * error, .n = N};
 }

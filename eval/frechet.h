@@ -33,10 +33,12 @@ double frechet_distance(const FeatureStatistics& a, const FeatureStatistics& b, 
 // a bootstrap that draws with replacement would add a bias of its own (duplicates shrink the covariance).
 Value frechet_with_interval(const FrechetReference& reference, const GroupedStatistics& samples);
 
-// FID-infinity (Chong and Forsyth 2020, arXiv 1911.07023): the distance at `points` sizes between min(5000, N / 2) and N, evenly
-// spaced, each on a random subset; a straight line in 1 / N; its value at 0, with the fit's own 95 % interval. The reference is held
-// fixed, so its own bias of 1 / count stays. features [N, D]; ConfigError below 3 points or 4 rows.
-Value frechet_infinity(const FrechetReference& reference, const Tensor& features, int64_t points = 15, uint32_t seed = 0);
+// FID-infinity (Chong and Forsyth 2020, arXiv 1911.07023): the distance at `points` sizes between min(5000, N / 2) and
+// N, evenly spaced, each on a random subset; a straight line in 1 / N; its value at 0, with the fit's own 95 %
+// interval. The reference is held fixed, so its own bias of 1 / count stays. features [N, D]; ConfigError below 3
+// points or 4 rows.
+Value frechet_infinity(const FrechetReference& reference, const Tensor& features, int64_t points = 15,
+                       uint32_t seed = 0);
 
 // (FD(own) - FD(baseline)) / FD(baseline) and its interval, both distances to `reference`. Sample i of both sets
 // belongs together (the same caption): leaving out the same group of both cancels what they share, so that a difference

@@ -41,7 +41,10 @@ KidSubsets kid_subsets(const Tensor& a, const Tensor& b, int64_t subsets, int64_
   const NoGrad no_grad;
   const int64_t N = dims<2>(a)[0], M = dims<2>(b)[0];
   if (subsets < 1 || size < 2) fail<ConfigError>("KID: {} subsets of {} images", subsets, size);
-  if (N < size || M < size) fail<ConfigError>("KID: subsets of {} images from sets of {} and {}; choose a smaller subset, or the estimate over all images", size, N, M);
+  if (N < size || M < size)
+    fail<ConfigError>(
+        "KID: subsets of {} images from sets of {} and {}; choose a smaller subset, or the estimate over all images",
+        size, N, M);
   NumpyRandom random(seed);
   const auto draw = [&](const Tensor& x) {
     std::vector<int64_t> order = random.permutation(x.size(0));
@@ -81,7 +84,8 @@ double cmmd(const Tensor& a, const Tensor& b, int64_t block) {
   if (D != Db) fail<ConfigError>("CMMD: {} features against {}; both need the same encoder", D, Db);
   if (N < 1 || M < 1) fail<ConfigError>("CMMD of {} and {} samples", N, M);
   const Tensor x = a.to(at::kCPU, at::kDouble), y = b.to(at::kCPU, at::kDouble);
-  const double value = 1000 * (gaussian_mean(x, x, block) + gaussian_mean(y, y, block) - 2 * gaussian_mean(x, y, block));
+  const double value =
+      1000 * (gaussian_mean(x, x, block) + gaussian_mean(y, y, block) - 2 * gaussian_mean(x, y, block));
   if (!std::isfinite(value)) fail<NumericError>("CMMD: {}", value);
   return value;
 }

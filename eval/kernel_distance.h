@@ -10,16 +10,16 @@ namespace fewstep::eval {
 // lower variance than the usual mean over 100 random subsets. Expectation 0 for equal distributions, may be negative.
 double kernel_distance(const Tensor& a, const Tensor& b, int64_t block = 1024);
 
-
-// KID as most tools print it: mean and deviation (of the population) of the same estimator on random subsets of both sets, drawn in
-// numpy's order for that seed (torch-fidelity: 2020). ConfigError when a set is smaller than a subset.
+// KID as most tools print it: mean and deviation (of the population) of the same estimator on random subsets of both
+// sets, drawn in numpy's order for that seed (torch-fidelity: 2020). ConfigError when a set is smaller than a subset.
 struct KidSubsets {
   double mean = 0, std = 0;
 };
-KidSubsets kid_subsets(const Tensor& a, const Tensor& b, int64_t subsets = 100, int64_t size = 1000, uint32_t seed = 2020);
+KidSubsets kid_subsets(const Tensor& a, const Tensor& b, int64_t subsets = 100, int64_t size = 1000,
+                       uint32_t seed = 2020);
 
-// CMMD (Jayasumana et al. 2024, arXiv 2401.09603): 1000 x the biased MMD^2 (diagonals included) with k = exp(-|x - y|^2 / (2 sigma^2)),
-// sigma 10, of CLIP embeddings of unit length. In blocks: no N x N matrix is kept.
+// CMMD (Jayasumana et al. 2024, arXiv 2401.09603): 1000 x the biased MMD^2 (diagonals included) with k = exp(-|x - y|^2
+// / (2 sigma^2)), sigma 10, of CLIP embeddings of unit length. In blocks: no N x N matrix is kept.
 double cmmd(const Tensor& a, const Tensor& b, int64_t block = 1024);
 
 }  // namespace fewstep::eval

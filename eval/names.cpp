@@ -13,7 +13,8 @@ namespace {
 constexpr std::array<std::string_view, 10> kEstablished = {
     "fid", "kid", "clipscore", "is", "inceptionscore", "cmmd", "geneval", "hpsv2", "pickscore", "imagereward"};
 // Ours, but nothing without the encoder's name and hash.
-constexpr std::array<std::string_view, 9> kOfEncoder = {"FD", "KD", "MMD", "FD_difference", "precision", "recall", "density", "coverage", "class_accuracy"};
+constexpr std::array<std::string_view, 9> kOfEncoder = {"FD",     "KD",      "MMD",      "FD_difference", "precision",
+                                                        "recall", "density", "coverage", "class_accuracy"};
 // Before the brackets.
 constexpr std::array<std::string_view, 12> kOfGenerator = {
     "step_compression", "passes",        "ms_per_pass",          "tokens_per_second", "decoder_overhead", "speed_up",
@@ -28,16 +29,19 @@ std::string squeeze(std::string_view name) {
 
 }  // namespace
 
-// The file of pytorch-fid and torch-fidelity, pt_inception-2015-12-05-6726825d.pth: its name ends in the first digits of its
-// SHA-256, as torch.hub checks them.
+// The file of pytorch-fid and torch-fidelity, pt_inception-2015-12-05-6726825d.pth: its name ends in the first digits
+// of its SHA-256, as torch.hub checks them.
 std::span<const OfficialWeights> official_weights() {
-  static constexpr OfficialWeights kList[] = {{"6726825d", "FD", "FID"}, {"6726825d", "KD", "KID"}, {"6726825d", "IS", "IS"}};
+  static constexpr OfficialWeights kList[] = {
+      {"6726825d", "FD", "FID"}, {"6726825d", "KD", "KID"}, {"6726825d", "IS", "IS"}};
   return kList;
 }
 
 namespace {
 // By the hash of the weights, or by that of the download which they were converted from.
-bool earns(const EncoderIdentity& e, const OfficialWeights& w) { return e.sha256 == w.sha256 || (w.sha256.size() >= 8 && e.source_sha256.starts_with(w.sha256)); }
+bool earns(const EncoderIdentity& e, const OfficialWeights& w) {
+  return e.sha256 == w.sha256 || (w.sha256.size() >= 8 && e.source_sha256.starts_with(w.sha256));
+}
 }  // namespace
 
 std::string metric_name(std::string_view metric, const EncoderIdentity& encoder, std::string_view detail,
@@ -48,7 +52,8 @@ std::string metric_name(std::string_view metric, const EncoderIdentity& encoder,
     if (w.metric == metric && earns(encoder, w))
       return details.empty() ? std::string(w.official_name) : fmt::format("{}[{}]", w.official_name, details);
   FEW_CHECK(encoder.sha256.size() == 64, "encoder '{}' has no SHA-256 ('{}')", encoder.name, encoder.sha256);
-  return fmt::format("{}[{}@{}{}{}]", metric, encoder.name, encoder.sha256.substr(0, 8), details.empty() ? "" : ",", details);
+  return fmt::format("{}[{}@{}{}{}]", metric, encoder.name, encoder.sha256.substr(0, 8), details.empty() ? "" : ",",
+                     details);
 }
 
 void check_metric_name(std::string_view name, std::span<const EncoderIdentity> encoders,

@@ -1,4 +1,5 @@
-// The permutations of numpy.random.RandomState: other tools draw their subsets with it, and equal subsets make equal numbers.
+// The permutations of numpy.random.RandomState: other tools draw their subsets with it, and equal subsets make equal
+// numbers.
 #pragma once
 #include <cstdint>
 #include <random>
@@ -8,7 +9,8 @@ namespace fewstep::eval {
 
 class NumpyRandom {
  public:
-  explicit NumpyRandom(uint32_t seed) : engine_(seed) {}  // RandomState(seed): MT19937 seeded by init_genrand, as std::mt19937
+  explicit NumpyRandom(uint32_t seed)
+      : engine_(seed) {}  // RandomState(seed): MT19937 seeded by init_genrand, as std::mt19937
   // permutation(n), and choice(n, size, replace=False), which is its first `size` entries.
   std::vector<int64_t> permutation(int64_t n);
 

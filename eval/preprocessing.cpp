@@ -12,17 +12,21 @@ namespace fewstep::eval {
 namespace {
 
 constexpr std::array<double, 3> kImageNetMean = {0.485, 0.456, 0.406}, kImageNetStd = {0.229, 0.224, 0.225};
-constexpr std::array<double, 3> kClipMean = {0.48145466, 0.4578275, 0.40821073}, kClipStd = {0.26862954, 0.26130258, 0.27577711};
+constexpr std::array<double, 3> kClipMean = {0.48145466, 0.4578275, 0.40821073},
+                                kClipStd = {0.26862954, 0.26130258, 0.27577711};
 
 void check_images(const Tensor& images) {
   if (images.scalar_type() != at::kByte)
-    fail<DataError>("images for an encoder must be uint8 in [0, 255], got {}; convert floats of a known range first", c10::toString(images.scalar_type()));
+    fail<DataError>("images for an encoder must be uint8 in [0, 255], got {}; convert floats of a known range first",
+                    c10::toString(images.scalar_type()));
   expect_shape(images, {-1, 3, -1, -1}, "images for an encoder");
 }
 
 // (x - mean) / std by channel; `x` [..., 3, H, W] with values up to `white`.
 Tensor normalise(const Tensor& x, const std::array<double, 3>& mean, const std::array<double, 3>& std, double white) {
-  const auto column = [&](const std::array<double, 3>& v) { return (at::tensor({v[0], v[1], v[2]}, at::kDouble) * white).to(x.scalar_type()).view({3, 1, 1}); };
+  const auto column = [&](const std::array<double, 3>& v) {
+    return (at::tensor({v[0], v[1], v[2]}, at::kDouble) * white).to(x.scalar_type()).view({3, 1, 1});
+  };
   return (x - column(mean)) / column(std);
 }
 
@@ -53,7 +57,8 @@ constexpr InceptionPipeline kPipelines[] = {
     {"torchmetrics", "antialiased bilinear, (x - 128) / 128: torchmetrics", torchmetrics},
 };
 
-// Two neighbours of every target row or column, and the weight of the second: in float32, as TensorFlow and its ports have it.
+// Two neighbours of every target row or column, and the weight of the second: in float32, as TensorFlow and its ports
+// have it.
 struct Neighbours {
   Tensor low, high, weight;
 };
@@ -70,7 +75,9 @@ int64_t half_to_even(int64_t margin) { return static_cast<int64_t>(std::nearbyin
 }  // namespace
 
 std::span<const InceptionPipeline> inception_pipelines() { return kPipelines; }
-const InceptionPipeline& find_inception_pipeline(std::string_view name) { return find_entry(inception_pipelines(), name, "image pipeline"); }
+const InceptionPipeline& find_inception_pipeline(std::string_view name) {
+  return find_entry(inception_pipelines(), name, "image pipeline");
+}
 
 Tensor resize_tensorflow1(const Tensor& x, int64_t height, int64_t width) {
   const NoGrad no_grad;
@@ -78,7 +85,9 @@ Tensor resize_tensorflow1(const Tensor& x, int64_t height, int64_t width) {
   const Neighbours rows = neighbours(H, height), columns = neighbours(W, width);
   const auto blend = [](const Tensor& a, const Tensor& b, const Tensor& w) { return a + (b - a) * w; };
   const Tensor top = x.index_select(2, rows.low), bottom = x.index_select(2, rows.high);
-  const auto across = [&](const Tensor& y) { return blend(y.index_select(3, columns.low), y.index_select(3, columns.high), columns.weight); };
+  const auto across = [&](const Tensor& y) {
+    return blend(y.index_select(3, columns.low), y.index_select(3, columns.high), columns.weight);
+  };
   return blend(across(top), across(bottom), rows.weight.view({height, 1}));
 }
 
@@ -86,7 +95,9 @@ Tensor resize_clean(const Tensor& images, int64_t height, int64_t width) {
   const NoGrad no_grad;
   check_images(images);
   // Pillow computes in double: in float32 the operator's own rounding reaches 1e-3 of a grey level.
-  return at::_upsample_bicubic2d_aa(images.to(at::kDouble), {height, width}, /*align_corners=*/false).clamp(0, 255).to(at::kFloat);
+  return at::_upsample_bicubic2d_aa(images.to(at::kDouble), {height, width}, /*align_corners=*/false)
+      .clamp(0, 255)
+      .to(at::kFloat);
 }
 
 Tensor vgg_input(const Tensor& images, int64_t side) {
@@ -94,12 +105,15 @@ Tensor vgg_input(const Tensor& images, int64_t side) {
   return normalise(resize_tensorflow1(images.to(at::kFloat), side, side), kImageNetMean, kImageNetStd, 255);
 }
 
-Tensor dinov2_input(const Tensor& images, int64_t side) { return normalise(resize_clean(images, side, side) / 255, kImageNetMean, kImageNetStd, 1); }
+Tensor dinov2_input(const Tensor& images, int64_t side) {
+  return normalise(resize_clean(images, side, side) / 255, kImageNetMean, kImageNetStd, 1);
+}
 
 Tensor clip_input(const Tensor& image, int64_t side, ClipCrop crop) {
   const NoGrad no_grad;
   const auto [C, H, W] = dims<3>(image);
-  if (C != 3 || image.scalar_type() != at::kByte) fail<DataError>("CLIP reads uint8 [3, H, W], got {} channels of {}", C, c10::toString(image.scalar_type()));
+  if (C != 3 || image.scalar_type() != at::kByte)
+    fail<DataError>("CLIP reads uint8 [3, H, W], got {} channels of {}", C, c10::toString(image.scalar_type()));
   Tensor x = image;
   if (crop == ClipCrop::square_first) {
     const int64_t s = std::min(H, W);
@@ -108,7 +122,9 @@ Tensor clip_input(const Tensor& image, int64_t side, ClipCrop crop) {
   } else {
     const int64_t shorter = std::min(H, W), longer = std::max(H, W) * side / shorter;
     x = io::resize(x, W <= H ? side : longer, W <= H ? longer : side, io::Resample::bicubic);
-    const auto start = [&](int64_t margin) { return crop == ClipCrop::torchvision ? half_to_even(margin) : margin / 2; };
+    const auto start = [&](int64_t margin) {
+      return crop == ClipCrop::torchvision ? half_to_even(margin) : margin / 2;
+    };
     x = x.narrow(1, start(x.size(1) - side), side).narrow(2, start(x.size(2) - side), side);
   }
   return normalise(x.to(at::kFloat) / 255, kClipMean, kClipStd, 1);

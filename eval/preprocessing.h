@@ -1,7 +1,8 @@
-// Named image pipelines: what turns a photograph's bytes into the input of a published network. They differ between tools, and
-// numbers of different pipelines must not be compared: results carry the name.
+// Named image pipelines: what turns a photograph's bytes into the input of a published network. They differ between
+// tools, and numbers of different pipelines must not be compared: results carry the name.
 //
-//   clean        clean-fid's default, GigaGAN, DMD2: bicubic (a = -0.5) with antialias on floats, clipped to [0, 255], not
+//   clean        clean-fid's default, GigaGAN, DMD2: bicubic (a = -0.5) with antialias on floats, clipped to [0, 255],
+//   not
 //                rounded; (x - 128) / 128
 //   pytorch-fid  bilinear, half-pixel centres, no antialias, on [0, 1]; 2 x - 1
 //   tf-legacy    torch-fidelity and TTUR: TensorFlow 1's bilinear, which has no half-pixel offset; (x - 128) / 128
@@ -35,8 +36,8 @@ Tensor dinov2_input(const Tensor& images, int64_t side);
 // Which pixel the central crop starts at, for an odd margin: OpenAI's and open_clip's torchvision rounds half to even,
 // transformers and CMMD round down.
 enum class ClipCrop { torchvision, transformers, square_first };  // square_first: CMMD crops to a square, then resizes
-// One image, uint8 [3, H, W] -> float [3, side, side]: shorter side to `side` by Pillow's bicubic on bytes, central crop, CLIP's
-// mean and deviation.
+// One image, uint8 [3, H, W] -> float [3, side, side]: shorter side to `side` by Pillow's bicubic on bytes, central
+// crop, CLIP's mean and deviation.
 Tensor clip_input(const Tensor& image, int64_t side, ClipCrop crop);
 // The central square, then Pillow's Lanczos on bytes: GigaGAN's and DMD2's step before everything else. uint8 -> uint8.
 Tensor crop_and_resize_lanczos(const Tensor& image, int64_t side);

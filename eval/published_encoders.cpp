@@ -1,4 +1,5 @@
-// Published networks as encoders: InceptionV3 of FID, CLIP, DINOv2, VGG16, each with the image pipelines it is used with.
+// Published networks as encoders: InceptionV3 of FID, CLIP, DINOv2, VGG16, each with the image pipelines it is used
+// with.
 #include <fmt/ranges.h>
 
 #include <atomic>
@@ -25,7 +26,8 @@ using models::InceptionDepth;
 template <class Network>
 class Published : public ImageEncoder {
  public:
-  Published(const fs::path& component, EncoderIdentity identity, at::Device device) : module_(models::load_model(component)), identity_(std::move(identity)), device_(device) {
+  Published(const fs::path& component, EncoderIdentity identity, at::Device device)
+      : module_(models::load_model(component)), identity_(std::move(identity)), device_(device) {
     module_->to(device);
     module_->requires_grad(false);
   }
@@ -61,26 +63,38 @@ struct Tap {
   InceptionDepth depth;
   bool spatial;
 };
-constexpr Tap kTaps[] = {{"2048", InceptionDepth::pool3, false}, {"768", InceptionDepth::mixed6e, false}, {"192", InceptionDepth::pool2, false}, {"64", InceptionDepth::pool1, false}, {"spatial", InceptionDepth::mixed6e, true}};
+constexpr Tap kTaps[] = {{"2048", InceptionDepth::pool3, false},
+                         {"768", InceptionDepth::mixed6e, false},
+                         {"192", InceptionDepth::pool2, false},
+                         {"64", InceptionDepth::pool1, false},
+                         {"spatial", InceptionDepth::mixed6e, true}};
 constexpr int64_t kSpatialChannels = 7;  // sFID (Nash et al. 2021) as ADM computes it: 7 x 17 x 17 = 2,023 features
 
 class InceptionEncoder : public Published<models::FidInception> {
  public:
-  InceptionEncoder(const fs::path& component, EncoderIdentity identity, at::Device device, const EncoderOptions& options)
+  InceptionEncoder(const fs::path& component, EncoderIdentity identity, at::Device device,
+                   const EncoderOptions& options)
       : Published(component, std::move(identity), device),
         pipeline_(find_inception_pipeline(options.pipeline.empty() ? "clean" : options.pipeline)),
-        tap_(find_entry(std::span<const Tap>(kTaps), options.tap.empty() ? "2048" : options.tap, "tap of InceptionV3")) {
+        tap_(
+            find_entry(std::span<const Tap>(kTaps), options.tap.empty() ? "2048" : options.tap, "tap of InceptionV3")) {
     network().prepare_inference();
     identity_.pipeline = pipeline_.name;
-    if (!options.tap.empty() && tap_.depth != InceptionDepth::pool3) identity_.pipeline += fmt::format(",tap={}", tap_.name);
+    if (!options.tap.empty() && tap_.depth != InceptionDepth::pool3)
+      identity_.pipeline += fmt::format(",tap={}", tap_.name);
   }
-  Tensor prepare(const Tensor& image) const override { return pipeline_.apply(as_rgb(image).unsqueeze(0), models::FidInception::kSide)[0]; }
+  Tensor prepare(const Tensor& image) const override {
+    return pipeline_.apply(as_rgb(image).unsqueeze(0), models::FidInception::kSide)[0];
+  }
 
  protected:
   Encoded run(const Tensor& batch) const override {
     const models::InceptionTaps taps = network()(batch, tap_.depth);
-    if (tap_.depth == InceptionDepth::pool3) return {to_host(taps.pool3), to_host(network().unbiased_logits(taps.pool3))};
-    const Tensor& map = tap_.depth == InceptionDepth::mixed6e ? taps.mixed6e : tap_.depth == InceptionDepth::pool2 ? taps.pool2 : taps.pool1;
+    if (tap_.depth == InceptionDepth::pool3)
+      return {to_host(taps.pool3), to_host(network().unbiased_logits(taps.pool3))};
+    const Tensor& map = tap_.depth == InceptionDepth::mixed6e ? taps.mixed6e
+                        : tap_.depth == InceptionDepth::pool2 ? taps.pool2
+                                                              : taps.pool1;
     if (tap_.spatial) return {to_host(map.narrow(1, 0, std::min(kSpatialChannels, map.size(1))).flatten(1)), {}};
     return {to_host(map.mean({2, 3})), {}};
   }
@@ -94,18 +108,24 @@ struct CropName {
   std::string_view name;
   ClipCrop crop;
 };
-constexpr CropName kCrops[] = {{"transformers", ClipCrop::transformers}, {"torchvision", ClipCrop::torchvision}, {"square_first", ClipCrop::square_first}};
+constexpr CropName kCrops[] = {{"transformers", ClipCrop::transformers},
+                               {"torchvision", ClipCrop::torchvision},
+                               {"square_first", ClipCrop::square_first}};
 
 // Image embeddings of unit length: CMMD, and Frechet distances in CLIP's features.
 class ClipImageEncoder : public Published<models::ClipModel> {
  public:
-  ClipImageEncoder(const fs::path& component, EncoderIdentity identity, at::Device device, const EncoderOptions& options)
+  ClipImageEncoder(const fs::path& component, EncoderIdentity identity, at::Device device,
+                   const EncoderOptions& options)
       : Published(component, std::move(identity), device),
-        crop_(find_entry(std::span<const CropName>(kCrops), options.pipeline.empty() ? "transformers" : options.pipeline, "image pipeline of CLIP")) {
+        crop_(find_entry(std::span<const CropName>(kCrops),
+                         options.pipeline.empty() ? "transformers" : options.pipeline, "image pipeline of CLIP")) {
     identity_.pipeline = crop_.name;
   }
   const models::ClipModel& clip() const { return network(); }
-  Tensor prepare(const Tensor& image) const override { return clip_input(as_rgb(image), network().config().vision.image_size, crop_.crop); }
+  Tensor prepare(const Tensor& image) const override {
+    return clip_input(as_rgb(image), network().config().vision.image_size, crop_.crop);
+  }
 
  protected:
   Encoded run(const Tensor& batch) const override {
@@ -133,7 +153,9 @@ class Dinov2Encoder : public Published<models::Dinov2Model> {
 class Vgg16Encoder : public Published<models::Vgg16> {
  public:
   using Published::Published;
-  Tensor prepare(const Tensor& image) const override { return vgg_input(as_rgb(image).unsqueeze(0), network().config().image_size)[0]; }
+  Tensor prepare(const Tensor& image) const override {
+    return vgg_input(as_rgb(image).unsqueeze(0), network().config().image_size)[0];
+  }
 
  protected:
   Encoded run(const Tensor& batch) const override { return {to_host(network().fc2(batch)), {}}; }
@@ -141,15 +163,18 @@ class Vgg16Encoder : public Published<models::Vgg16> {
 
 class ClipTextImageEncoder : public TextImageEncoder {
  public:
-  ClipTextImageEncoder(const fs::path& component, EncoderIdentity identity, at::Device device, const TextOptions& options)
+  ClipTextImageEncoder(const fs::path& component, EncoderIdentity identity, at::Device device,
+                       const TextOptions& options)
       : images_(component, std::move(identity), device, {.pipeline = options.pipeline}),
-        tokenizer_(text::ClipTokenizer::load(fs::exists(component / "vocab.json") ? component : component.parent_path() / "tokenizer")),
+        tokenizer_(text::ClipTokenizer::load(
+            fs::exists(component / "vocab.json") ? component : component.parent_path() / "tokenizer")),
         cleaning_(options.cleaning),
         device_(device) {
     const auto& config = images_.clip().config().text;
     if (tokenizer_.vocab_size() > config.vocab_size || tokenizer_.max_length() > config.max_position_embeddings)
-      fail<DataError>("{}: a tokenizer of {} tokens and texts of {}; the network reads {} and {}", component.string(), tokenizer_.vocab_size(),
-                      tokenizer_.max_length(), config.vocab_size, config.max_position_embeddings);
+      fail<DataError>("{}: a tokenizer of {} tokens and texts of {}; the network reads {} and {}", component.string(),
+                      tokenizer_.vocab_size(), tokenizer_.max_length(), config.vocab_size,
+                      config.max_position_embeddings);
   }
   Tensor image_embeddings(const Tensor& images) const override { return images_.encode(images).features; }
   Tensor prepare(const Tensor& image) const override { return images_.prepare(image); }
@@ -184,12 +209,16 @@ struct PublishedKind {
 };
 
 template <class Encoder>
-std::unique_ptr<ImageEncoder> with_options(const fs::path& component, EncoderIdentity identity, at::Device device, const EncoderOptions& options) {
+std::unique_ptr<ImageEncoder> with_options(const fs::path& component, EncoderIdentity identity, at::Device device,
+                                           const EncoderOptions& options) {
   return std::make_unique<Encoder>(component, std::move(identity), device, options);
 }
 template <class Encoder>
-std::unique_ptr<ImageEncoder> without_options(const fs::path& component, EncoderIdentity identity, at::Device device, const EncoderOptions& options) {
-  if (!options.pipeline.empty() || !options.tap.empty()) fail<ConfigError>("{}: this network has one image pipeline and one set of features; leave both unset", component.string());
+std::unique_ptr<ImageEncoder> without_options(const fs::path& component, EncoderIdentity identity, at::Device device,
+                                              const EncoderOptions& options) {
+  if (!options.pipeline.empty() || !options.tap.empty())
+    fail<ConfigError>("{}: this network has one image pipeline and one set of features; leave both unset",
+                      component.string());
   return std::make_unique<Encoder>(component, std::move(identity), device);
 }
 
@@ -206,14 +235,16 @@ std::vector<std::string_view> published_encoders() {
   return names;
 }
 
-std::unique_ptr<ImageEncoder> make_published_encoder(const std::string& kind, const fs::path& component, const EncoderIdentity& identity,
-                                                     at::Device device, const EncoderOptions& options) {
+std::unique_ptr<ImageEncoder> make_published_encoder(const std::string& kind, const fs::path& component,
+                                                     const EncoderIdentity& identity, at::Device device,
+                                                     const EncoderOptions& options) {
   for (const PublishedKind& k : kKinds)
     if (k.name == kind) return k.make(component, identity, device, options);
   return nullptr;
 }
 
-std::unique_ptr<TextImageEncoder> make_published_text_encoder(const fs::path& component, const EncoderIdentity& identity, at::Device device,
+std::unique_ptr<TextImageEncoder> make_published_text_encoder(const fs::path& component,
+                                                              const EncoderIdentity& identity, at::Device device,
                                                               const TextOptions& options) {
   return std::make_unique<ClipTextImageEncoder>(component, identity, device, options);
 }

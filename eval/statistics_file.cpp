@@ -19,35 +19,44 @@ namespace fs = std::filesystem;
 constexpr const char* kFormat = "fewstep-feature-statistics-2";
 
 Json to_json(const Provenance& p) {
-  return {{"format", kFormat}, {"encoder_sha256", p.encoder_sha256}, {"pipeline", p.pipeline}, {"data_sha256", p.data_sha256}, {"version", p.version}, {"count", p.count}};
+  return {{"format", kFormat},      {"encoder_sha256", p.encoder_sha256},
+          {"pipeline", p.pipeline}, {"data_sha256", p.data_sha256},
+          {"version", p.version},   {"count", p.count}};
 }
 Provenance provenance_of(const Json& json) {
   const auto text = [&](const char* key) { return json.value(key, std::string()); };
-  return {text("encoder_sha256"), text("pipeline"), text("data_sha256"), text("version"), json.value("count", int64_t{0})};
+  return {text("encoder_sha256"), text("pipeline"), text("data_sha256"), text("version"),
+          json.value("count", int64_t{0})};
 }
 
 // Of float64 mean [D] and covariance or scatter [D, D].
 void check_moments(const fs::path& path, const Tensor& mean, const Tensor& matrix) {
   if (mean.dim() != 1 || matrix.sizes() != at::IntArrayRef({mean.size(0), mean.size(0)}))
-    fail<DataError>("{}: expected a mean [D] and a matrix [D, D], found {} and {} dimensions", path.string(), mean.dim(), matrix.dim());
-  if (!at::isfinite(mean).all().item<bool>() || !at::isfinite(matrix).all().item<bool>()) fail<NumericError>("{}: statistics that are not finite", path.string());
+    fail<DataError>("{}: expected a mean [D] and a matrix [D, D], found {} and {} dimensions", path.string(),
+                    mean.dim(), matrix.dim());
+  if (!at::isfinite(mean).all().item<bool>() || !at::isfinite(matrix).all().item<bool>())
+    fail<NumericError>("{}: statistics that are not finite", path.string());
   const double scale = matrix.abs().max().item<double>();
-  if ((matrix - matrix.t()).abs().max().item<double>() > 1e-6 * scale) fail<DataError>("{}: the covariance is not symmetric", path.string());
+  if ((matrix - matrix.t()).abs().max().item<double>() > 1e-6 * scale)
+    fail<DataError>("{}: the covariance is not symmetric", path.string());
 }
 
 StatisticsFile load_npz(const fs::path& path) {
   const TensorMap arrays = io::read_npz(path);
   for (const char* name : {"mu", "sigma"})
-    if (!arrays.contains(name)) fail<DataError>("{}: no array '{}'; pytorch-fid and clean-fid keep mu and sigma", path.string(), name);
+    if (!arrays.contains(name))
+      fail<DataError>("{}: no array '{}'; pytorch-fid and clean-fid keep mu and sigma", path.string(), name);
   const Tensor mean = arrays.at("mu").to(at::kDouble), covariance = arrays.at("sigma").to(at::kDouble);
   check_moments(path, mean, covariance);
   StatisticsFile out;
   if (const auto it = arrays.find("provenance"); it != arrays.end()) {
     const Tensor bytes = it->second.contiguous();
-    const Json json = Json::parse(std::string(static_cast<const char*>(bytes.data_ptr()), static_cast<size_t>(bytes.numel())), nullptr, false);
+    const Json json = Json::parse(
+        std::string(static_cast<const char*>(bytes.data_ptr()), static_cast<size_t>(bytes.numel())), nullptr, false);
     if (json.is_object()) out.provenance = provenance_of(json);
   }
-  if (const auto it = arrays.find("n"); it != arrays.end()) out.provenance.count = it->second.to(at::kLong).item<int64_t>();
+  if (const auto it = arrays.find("n"); it != arrays.end())
+    out.provenance.count = it->second.to(at::kLong).item<int64_t>();
   out.statistics = FeatureStatistics::from_moments(mean, covariance, out.provenance.count);
   return out;
 }
@@ -57,7 +66,8 @@ StatisticsFile load_h5(const fs::path& path) {
   if (!file.contains("mean") || !file.contains("covariance") || !file.has_attribute("provenance"))
     fail<DataError>("{}: not a file of feature statistics (mean, covariance, provenance)", path.string());
   const Json json = Json::parse(file.attribute_string("provenance"), nullptr, false);
-  if (!json.is_object() || json.value("format", "") != kFormat) fail<DataError>("{}: its provenance is not of the format {}", path.string(), kFormat);
+  if (!json.is_object() || json.value("format", "") != kFormat)
+    fail<DataError>("{}: its provenance is not of the format {}", path.string(), kFormat);
   const Tensor mean = file.read("mean").to(at::kDouble), covariance = file.read("covariance").to(at::kDouble);
   check_moments(path, mean, covariance);
   const Provenance p = provenance_of(json);
@@ -76,7 +86,9 @@ void save_statistics(const fs::path& path, const FeatureStatistics& statistics, 
   if (path.extension() == ".npz") {
     const Tensor bytes = at::empty({static_cast<int64_t>(text.size())}, at::kByte);
     std::copy(text.begin(), text.end(), static_cast<uint8_t*>(bytes.data_ptr()));
-    io::write_npz(path, {{"mu", mean}, {"sigma", covariance}, {"n", at::scalar_tensor(p.count, at::kLong)}, {"provenance", bytes}});
+    io::write_npz(
+        path,
+        {{"mu", mean}, {"sigma", covariance}, {"n", at::scalar_tensor(p.count, at::kLong)}, {"provenance", bytes}});
     return;
   }
   if (path.extension() != ".h5") fail<ConfigError>("{}: statistics are kept in .h5 or .npz files", path.string());
@@ -87,27 +99,33 @@ void save_statistics(const fs::path& path, const FeatureStatistics& statistics, 
   file.commit();
 }
 
-StatisticsFile load_statistics(const fs::path& path) { return path.extension() == ".npz" ? load_npz(path) : load_h5(path); }
+StatisticsFile load_statistics(const fs::path& path) {
+  return path.extension() == ".npz" ? load_npz(path) : load_h5(path);
+}
 
 void check_provenance(const fs::path& path, const Provenance& p, const EncoderIdentity& encoder, bool force) {
   std::string reason;
   if (p.encoder_sha256.empty())
     reason = "it does not say which weights and which image pipeline it was made with";
   else if (p.encoder_sha256 != encoder.sha256)
-    reason = fmt::format("made with the weights {}, the encoder has {}", p.encoder_sha256.substr(0, 8), encoder.sha256.substr(0, 8));
+    reason = fmt::format("made with the weights {}, the encoder has {}", p.encoder_sha256.substr(0, 8),
+                         encoder.sha256.substr(0, 8));
   else if (p.pipeline != encoder.pipeline)
     reason = fmt::format("made with the image pipeline '{}', the encoder uses '{}'", p.pipeline, encoder.pipeline);
   else if (p.version != kFeatureVersion)
     reason = fmt::format("made by the feature code '{}', this is '{}'", p.version, kFeatureVersion);
   if (reason.empty()) return;
-  if (!force) fail<ConfigError>("{}: {}; a distance needs one encoder and one pipeline (--force: use it all the same)", path.string(), reason);
+  if (!force)
+    fail<ConfigError>("{}: {}; a distance needs one encoder and one pipeline (--force: use it all the same)",
+                      path.string(), reason);
   log::warn("{}: {}; used all the same", path.string(), reason);
 }
 
 std::string content_hash(const fs::path& folder, const std::vector<fs::path>& files) {
   std::vector<std::string> lines;
   for (const fs::path& file : files)
-    lines.push_back(fmt::format("{} {} {}\n", fs::relative(file, folder).generic_string(), fs::file_size(file), sha256_file(file.string())));
+    lines.push_back(fmt::format("{} {} {}\n", fs::relative(file, folder).generic_string(), fs::file_size(file),
+                                sha256_file(file.string())));
   std::sort(lines.begin(), lines.end());
   Sha256 hash;
   for (const std::string& line : lines) hash.update(line.data(), line.size());

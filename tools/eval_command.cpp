@@ -57,7 +57,9 @@ void print_comparison(const Json& result, bool json) {
 
 void compare_with_captions(const EvalArguments& a) {
   if (a.encoder.empty())
-    fail<ConfigError>("--encoder DIR is needed: a CLIP folder (config.json, safetensors, vocab.json, merges.txt), or the run of a contrastive training");
+    fail<ConfigError>(
+        "--encoder DIR is needed: a CLIP folder (config.json, safetensors, vocab.json, merges.txt), or the run of a "
+        "contrastive training");
   const eval::ClipScoreKind& kind = eval::find_clip_score(a.definition);
   const auto clip = eval::load_text_image_encoder(a.encoder, a.name, single_device(dist::DeviceKind::automatic),
                                                   {.pipeline = a.encoder_options.pipeline, .cleaning = kind.cleaning});
@@ -67,19 +69,24 @@ void compare_with_captions(const EvalArguments& a) {
 std::unique_ptr<eval::ImageEncoder> image_encoder(const EvalArguments& a) {
   if (a.encoder.empty())
     fail<ConfigError>(
-        "--encoder DIR is needed: a network's folder (config.json + safetensors: the InceptionV3 of FID, CLIP, DINOv2, VGG16; "
-        "tools/convert_weights.py makes one of the usual downloads), or the run of a classifier_encoder or contrastive training");
+        "--encoder DIR is needed: a network's folder (config.json + safetensors: the InceptionV3 of FID, CLIP, DINOv2, "
+        "VGG16; "
+        "tools/convert_weights.py makes one of the usual downloads), or the run of a classifier_encoder or contrastive "
+        "training");
   return eval::load_image_encoder(a.encoder, a.name, single_device(dist::DeviceKind::automatic), a.encoder_options);
 }
 
 void write_statistics(const EvalArguments& a) {
   const Json written = eval::write_statistics(a.a, a.b, *image_encoder(a), a.options);
-  fmt::print("{}\n", a.json ? written.dump(2) : fmt::format("{}: {} images, {} features", a.b, written["n"].get<int64_t>(), written["dim"].get<int64_t>()));
+  fmt::print("{}\n", a.json ? written.dump(2)
+                            : fmt::format("{}: {} images, {} features", a.b, written["n"].get<int64_t>(),
+                                          written["dim"].get<int64_t>()));
 }
 
 void compare_sets(const EvalArguments& a, eval::CompareMetric metric) {
   const auto encoder = image_encoder(a);
-  const eval::CompareSide side_a = eval::load_side(a.a, *encoder, a.options), side_b = eval::load_side(a.b, *encoder, a.options);
+  const eval::CompareSide side_a = eval::load_side(a.a, *encoder, a.options),
+                          side_b = eval::load_side(a.b, *encoder, a.options);
   const Json result = eval::compare(metric, side_a, side_b, *encoder, a.options);
   print_comparison(result, a.json);
 }
@@ -88,12 +95,16 @@ void compare_sets(const EvalArguments& a, eval::CompareMetric metric) {
 
 namespace {
 void add_encoder(CLI::App& command, EvalArguments& a) {
-  command.add_option("--encoder", a.encoder, "folder of the network, or run or model folder of an encoder trained here");
+  command.add_option("--encoder", a.encoder,
+                     "folder of the network, or run or model folder of an encoder trained here");
   command.add_option("--name", a.name, "what the numbers call the encoder: FD[NAME@hash]")->capture_default_str();
   command.add_option("--mode", a.encoder_options.pipeline,
-                     "image pipeline: clean (default), pytorch-fid, tf-legacy, torchmetrics; of CLIP: transformers (default), torchvision, square_first");
-  command.add_option("--tap", a.encoder_options.tap, "features of the InceptionV3: 2048 (default), 768, 192, 64, spatial (sFID)");
-  command.add_flag("--skip-unreadable", a.options.skip_unreadable, "leave out files that cannot be read, and say how many");
+                     "image pipeline: clean (default), pytorch-fid, tf-legacy, torchmetrics; of CLIP: transformers "
+                     "(default), torchvision, square_first");
+  command.add_option("--tap", a.encoder_options.tap,
+                     "features of the InceptionV3: 2048 (default), 768, 192, 64, spatial (sFID)");
+  command.add_flag("--skip-unreadable", a.options.skip_unreadable,
+                   "leave out files that cannot be read, and say how many");
 }
 }  // namespace
 
@@ -102,21 +113,28 @@ void add_eval_command(CLI::App& app) {
   auto a = std::make_shared<EvalArguments>();
   command->add_option("CONFIG", a->config, "YAML file of the evaluation (its key `metrics:` lists what is measured)");
   command->add_option("OVERRIDES", a->overrides, "key.path=value, over the file");
-  const std::pair<const char*, eval::CompareMetric> pairs[] = {
-      {"fid", eval::CompareMetric::fid}, {"kid", eval::CompareMetric::kid}, {"prdc", eval::CompareMetric::prdc}, {"cmmd", eval::CompareMetric::cmmd}};
+  const std::pair<const char*, eval::CompareMetric> pairs[] = {{"fid", eval::CompareMetric::fid},
+                                                               {"kid", eval::CompareMetric::kid},
+                                                               {"prdc", eval::CompareMetric::prdc},
+                                                               {"cmmd", eval::CompareMetric::cmmd}};
   const char* meaning[] = {"Frechet distance between two sets", "kernel distance between two sets",
-                           "precision, recall, density, coverage", "kernel distance of CLIP embeddings (Jayasumana et al. 2024)"};
+                           "precision, recall, density, coverage",
+                           "kernel distance of CLIP embeddings (Jayasumana et al. 2024)"};
   std::vector<CLI::App*> compared;
   for (size_t i = 0; i < std::size(pairs); ++i) {
     auto* sub = command->add_subcommand(pairs[i].first, meaning[i]);
     sub->add_option("A", a->a, "real images: a folder, or statistics (.h5, .npz)")->required();
     sub->add_option("B", a->b, "the images to judge: the same")->required();
     add_encoder(*sub, *a);
-    sub->add_flag("--force", a->options.force, "use statistics of other weights, of another image pipeline, or that do not say");
+    sub->add_flag("--force", a->options.force,
+                  "use statistics of other weights, of another image pipeline, or that do not say");
     if (pairs[i].second == eval::CompareMetric::fid)
-      sub->add_flag("--infinity", a->options.infinity, "also the extrapolation to infinitely many images of B (Chong and Forsyth 2020)");
+      sub->add_flag("--infinity", a->options.infinity,
+                    "also the extrapolation to infinitely many images of B (Chong and Forsyth 2020)");
     if (pairs[i].second == eval::CompareMetric::kid) {
-      sub->add_option("--subsets", a->options.kid_subsets, "also the mean over so many random subsets, as torch-fidelity draws them; 0: none")->capture_default_str();
+      sub->add_option("--subsets", a->options.kid_subsets,
+                      "also the mean over so many random subsets, as torch-fidelity draws them; 0: none")
+          ->capture_default_str();
       sub->add_option("--subset-size", a->options.kid_subset_size, "images of a subset")->capture_default_str();
     }
     sub->add_flag("--json", a->json, "print JSON");
@@ -130,7 +148,8 @@ void add_eval_command(CLI::App& app) {
   statistics->add_flag("--json", a->json, "print JSON");
   statistics->callback([a] { write_statistics(*a); });
   compared.push_back(statistics);
-  auto* inception = command->add_subcommand("inception-score", "exp of the mean divergence of predicted classes (Salimans et al. 2016)");
+  auto* inception = command->add_subcommand("inception-score",
+                                            "exp of the mean divergence of predicted classes (Salimans et al. 2016)");
   inception->add_option("FOLDER", a->a, "folder of images")->required();
   inception->add_option("--splits", a->splits, "parts the set is cut into")->capture_default_str();
   add_encoder(*inception, *a);
@@ -145,9 +164,12 @@ void add_eval_command(CLI::App& app) {
   clip->add_option("CAPTIONS", a->b, "lines {\"file_name\", \"text\"}; default: IMAGES/metadata.jsonl");
   clip->add_option("--encoder", a->encoder, "CLIP folder with its tokenizer, or run of a contrastive training");
   clip->add_option("--name", a->name, "what the numbers call the encoder")->capture_default_str();
-  clip->add_option("--definition", a->definition, "hessel, torchmetrics, taited, gigagan, mlperf")->capture_default_str();
-  clip->add_option("--mode", a->encoder_options.pipeline, "central crop: transformers (default), torchvision, square_first");
-  clip->add_flag("--skip-unreadable", a->options.skip_unreadable, "leave out files that cannot be read, and say how many");
+  clip->add_option("--definition", a->definition, "hessel, torchmetrics, taited, gigagan, mlperf")
+      ->capture_default_str();
+  clip->add_option("--mode", a->encoder_options.pipeline,
+                   "central crop: transformers (default), torchvision, square_first");
+  clip->add_flag("--skip-unreadable", a->options.skip_unreadable,
+                 "leave out files that cannot be read, and say how many");
   clip->add_flag("--json", a->json, "print JSON");
   clip->callback([a] { compare_with_captions(*a); });
   compared.push_back(clip);

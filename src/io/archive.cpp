@@ -27,7 +27,8 @@ Reader open_reader(const std::filesystem::path& path) {
   archive_read_support_filter_all(a.get());
   archive_read_support_format_tar(a.get());
   archive_read_support_format_zip(a.get());
-  if (archive_read_open_filename(a.get(), path.c_str(), kBlock) != ARCHIVE_OK) raise(a.get(), path, "not a readable archive");
+  if (archive_read_open_filename(a.get(), path.c_str(), kBlock) != ARCHIVE_OK)
+    raise(a.get(), path, "not a readable archive");
   return a;
 }
 
@@ -51,7 +52,8 @@ std::string contents(archive* a, const std::filesystem::path& path, const std::s
     const int code = archive_read_data_block(a, &block, &size, &offset);
     if (code == ARCHIVE_EOF) return bytes;
     if (code != ARCHIVE_OK) raise(a, path, fmt::format("corrupt entry '{}'", name));
-    if (offset + static_cast<int64_t>(size) > kLargest) fail<DataError>("{}: entry '{}' is larger than 1 GiB", path.string(), name);
+    if (offset + static_cast<int64_t>(size) > kLargest)
+      fail<DataError>("{}: entry '{}' is larger than 1 GiB", path.string(), name);
     bytes.resize(static_cast<size_t>(offset), '\0');  // holes of sparse entries
     bytes.append(static_cast<const char*>(block), size);
   }
@@ -66,7 +68,8 @@ bool is_archive_name(const std::filesystem::path& path) {
   return false;
 }
 
-void read_archive(const std::filesystem::path& path, const std::function<bool(const std::string&, std::string)>& visit) {
+void read_archive(const std::filesystem::path& path,
+                  const std::function<bool(const std::string&, std::string)>& visit) {
   const Reader a = open_reader(path);
   while (archive_entry* entry = next_file(a.get(), path)) {
     const std::string name = archive_entry_pathname(entry);
@@ -86,7 +89,8 @@ void write_zip(const std::filesystem::path& path, const std::vector<std::pair<st
   {
     const Writer a(archive_write_new(), archive_write_free);
     archive_write_set_format_zip(a.get());
-    if (archive_write_set_options(a.get(), "zip:compression=store") != ARCHIVE_OK || archive_write_open_filename(a.get(), temporary.c_str()) != ARCHIVE_OK)
+    if (archive_write_set_options(a.get(), "zip:compression=store") != ARCHIVE_OK ||
+        archive_write_open_filename(a.get(), temporary.c_str()) != ARCHIVE_OK)
       raise(a.get(), path, "cannot be written");
     for (const auto& [name, bytes] : entries) {
       const std::unique_ptr<archive_entry, void (*)(archive_entry*)> entry(archive_entry_new(), archive_entry_free);
@@ -94,7 +98,8 @@ void write_zip(const std::filesystem::path& path, const std::vector<std::pair<st
       archive_entry_set_size(entry.get(), static_cast<la_int64_t>(bytes.size()));
       archive_entry_set_filetype(entry.get(), AE_IFREG);
       archive_entry_set_perm(entry.get(), 0644);
-      if (archive_write_header(a.get(), entry.get()) != ARCHIVE_OK || archive_write_data(a.get(), bytes.data(), bytes.size()) != static_cast<la_ssize_t>(bytes.size()))
+      if (archive_write_header(a.get(), entry.get()) != ARCHIVE_OK ||
+          archive_write_data(a.get(), bytes.data(), bytes.size()) != static_cast<la_ssize_t>(bytes.size()))
         raise(a.get(), path, "cannot be written");
     }
     if (archive_write_close(a.get()) != ARCHIVE_OK) raise(a.get(), path, "cannot be written");

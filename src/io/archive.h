@@ -12,9 +12,10 @@ namespace fewstep::io {
 
 bool is_archive_name(const std::filesystem::path& path);  // .tar .tar.gz .tgz .tar.xz .tar.zst .zip
 
-// Calls `visit(name, bytes)` for every regular file in the archive's own order; stops when it returns false. DataError naming the
-// path and libarchive's reason; also for an entry larger than 1 GiB.
-void read_archive(const std::filesystem::path& path, const std::function<bool(const std::string& name, std::string bytes)>& visit);
+// Calls `visit(name, bytes)` for every regular file in the archive's own order; stops when it returns false. DataError
+// naming the path and libarchive's reason; also for an entry larger than 1 GiB.
+void read_archive(const std::filesystem::path& path,
+                  const std::function<bool(const std::string& name, std::string bytes)>& visit);
 // The names alone, in the archive's order.
 std::vector<std::string> archive_names(const std::filesystem::path& path);
 // Atomic. Entries have no time, so equal contents make equal files.

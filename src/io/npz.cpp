@@ -14,7 +14,8 @@ struct NpyType {
   std::string_view descr;
   at::ScalarType type;
 };
-constexpr NpyType kTypes[] = {{"<f8", at::kDouble}, {"<f4", at::kFloat}, {"<i8", at::kLong}, {"<i4", at::kInt}, {"|u1", at::kByte}, {"|b1", at::kBool}};
+constexpr NpyType kTypes[] = {{"<f8", at::kDouble}, {"<f4", at::kFloat}, {"<i8", at::kLong},
+                              {"<i4", at::kInt},    {"|u1", at::kByte},  {"|b1", at::kBool}};
 
 // What stands behind 'key': in the header's Python dictionary, up to the comma or brace that ends it.
 std::string field(const std::string& header, std::string_view key, const std::string& where) {
@@ -22,7 +23,8 @@ std::string field(const std::string& header, std::string_view key, const std::st
   if (at == std::string::npos) fail<DataError>("{}: the header of the array has no '{}'", where, key);
   size_t begin = header.find(':', at) + 1;
   while (begin < header.size() && header[begin] == ' ') ++begin;
-  const size_t end = begin < header.size() && header[begin] == '(' ? header.find(')', begin) + 1 : header.find_first_of(",}", begin);
+  const size_t end =
+      begin < header.size() && header[begin] == '(' ? header.find(')', begin) + 1 : header.find_first_of(",}", begin);
   if (end == std::string::npos || end == 0) fail<DataError>("{}: the header of the array is torn", where);
   return header.substr(begin, end - begin);
 }
@@ -48,7 +50,8 @@ std::vector<int64_t> shape_of(const std::string& text, const std::string& where)
   for (const std::string& part : split(text.substr(1, text.size() - 2), ',')) {
     const std::string number(trim(part));
     if (number.empty()) continue;
-    if (number.find_first_not_of("0123456789") != std::string::npos || number.size() > 12) fail<DataError>("{}: the array's shape is {}", where, text);
+    if (number.find_first_not_of("0123456789") != std::string::npos || number.size() > 12)
+      fail<DataError>("{}: the array's shape is {}", where, text);
     shape.push_back(std::stoll(number));
   }
   return shape;
@@ -66,7 +69,8 @@ Tensor array_of(const std::string& bytes, const std::string& where) {
     if (fortran) std::reverse(shape.begin(), shape.end());
     Tensor out = at::empty(shape, t.type);
     if (bytes.size() - header.size != static_cast<size_t>(out.numel()) * out.element_size())
-      fail<DataError>("{}: {} bytes of data for shape {} of {}", where, bytes.size() - header.size, field(header.text, "shape", where), descr);
+      fail<DataError>("{}: {} bytes of data for shape {} of {}", where, bytes.size() - header.size,
+                      field(header.text, "shape", where), descr);
     std::memcpy(out.data_ptr(), bytes.data() + header.size, bytes.size() - header.size);
     if (!fortran) return out;
     std::vector<int64_t> order(shape.size());
@@ -87,7 +91,8 @@ std::string npy_of(const Tensor& tensor, const std::string& name) {
     header += '\n';
     std::string out("\x93NUMPY\x01\x00", 8);
     out += static_cast<char>(header.size() & 255), out += static_cast<char>(header.size() >> 8);
-    return out + header + std::string(static_cast<const char*>(x.data_ptr()), static_cast<size_t>(x.numel()) * x.element_size());
+    return out + header +
+           std::string(static_cast<const char*>(x.data_ptr()), static_cast<size_t>(x.numel()) * x.element_size());
   }
   fail<DataError>("'{}' of type {} cannot be written for numpy", name, c10::toString(x.scalar_type()));
 }

@@ -8,8 +8,8 @@
 
 namespace fewstep::io {
 
-// float64, float32, int64, int32, uint8 and bool arrays; others (text, objects) are left out, with their names in `skipped`.
-// DataError with path, array and reason.
+// float64, float32, int64, int32, uint8 and bool arrays; others (text, objects) are left out, with their names in
+// `skipped`. DataError with path, array and reason.
 TensorMap read_npz(const std::filesystem::path& path, std::vector<std::string>* skipped = nullptr);
 void write_npz(const std::filesystem::path& path, const TensorMap& arrays);  // as numpy.savez: not compressed
 

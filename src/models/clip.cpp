@@ -25,7 +25,8 @@ struct ClipLayer : nn::Module {
     nn::Linear q_proj, k_proj, v_proj, out_proj;
   };
   struct Mlp : nn::Module {
-    Mlp(int64_t width, int64_t inner, ClipActivation activation_) : activation(activation_), fc1(width, inner), fc2(inner, width) {
+    Mlp(int64_t width, int64_t inner, ClipActivation activation_)
+        : activation(activation_), fc1(width, inner), fc2(inner, width) {
       child("fc1", fc1), child("fc2", fc2);
     }
     Tensor operator()(const Tensor& x) const {
@@ -40,7 +41,8 @@ struct ClipLayer : nn::Module {
         layer_norm1(c.hidden_size, c.layer_norm_eps),
         mlp(c.hidden_size, c.intermediate_size, c.activation),
         layer_norm2(c.hidden_size, c.layer_norm_eps) {
-    child("self_attn", self_attn), child("layer_norm1", layer_norm1), child("mlp", mlp), child("layer_norm2", layer_norm2);
+    child("self_attn", self_attn), child("layer_norm1", layer_norm1), child("mlp", mlp),
+        child("layer_norm2", layer_norm2);
   }
   Tensor operator()(const Tensor& x, bool causal) const {
     const Tensor h = x + self_attn(layer_norm1(x), causal);
@@ -68,10 +70,14 @@ void read_tower(const JsonFields& fields, ClipTowerConfig& c) {
   fields.get("layer_norm_eps", c.layer_norm_eps);
   std::string activation(kActivations[static_cast<size_t>(c.activation)].name);
   fields.get("hidden_act", activation);
-  c.activation = find_entry(std::span<const ActivationName>(kActivations), activation, fmt::format("hidden_act in {}", fields.where())).activation;
+  c.activation = find_entry(std::span<const ActivationName>(kActivations), activation,
+                            fmt::format("hidden_act in {}", fields.where()))
+                     .activation;
   if (c.hidden_size < 1 || c.num_attention_heads < 1 || c.hidden_size % c.num_attention_heads != 0)
-    fail<ConfigError>("{}: hidden_size {} is not a multiple of num_attention_heads {}", fields.where(), c.hidden_size, c.num_attention_heads);
-  if (c.intermediate_size < 1 || c.num_hidden_layers < 0) fail<ConfigError>("{}: intermediate_size and num_hidden_layers must be positive", fields.where());
+    fail<ConfigError>("{}: hidden_size {} is not a multiple of num_attention_heads {}", fields.where(), c.hidden_size,
+                      c.num_attention_heads);
+  if (c.intermediate_size < 1 || c.num_hidden_layers < 0)
+    fail<ConfigError>("{}: intermediate_size and num_hidden_layers must be positive", fields.where());
 }
 
 Json tower_json(const ClipTowerConfig& c) {
@@ -132,15 +138,21 @@ Json ClipVisionConfig::to_json() const {
 ClipConfig ClipConfig::from_json(const Json& json, std::string_view where) {
   const JsonFields fields(json, where);
   ClipConfig c;
-  if (const Json* text = fields.find("text_config")) c.text = ClipTextConfig::from_json(*text, fmt::format("{}: text_config", where));
-  if (const Json* vision = fields.find("vision_config")) c.vision = ClipVisionConfig::from_json(*vision, fmt::format("{}: vision_config", where));
+  if (const Json* text = fields.find("text_config"))
+    c.text = ClipTextConfig::from_json(*text, fmt::format("{}: text_config", where));
+  if (const Json* vision = fields.find("vision_config"))
+    c.vision = ClipVisionConfig::from_json(*vision, fmt::format("{}: vision_config", where));
   fields.get("projection_dim", c.projection_dim);
   if (c.projection_dim < 1) fail<ConfigError>("{}: projection_dim {} must be positive", where, c.projection_dim);
   return c;
 }
 
 Json ClipConfig::to_json() const {
-  return {{"architectures", {"CLIPModel"}}, {"model_type", "clip"}, {"projection_dim", projection_dim}, {"text_config", text.to_json()}, {"vision_config", vision.to_json()}};
+  return {{"architectures", {"CLIPModel"}},
+          {"model_type", "clip"},
+          {"projection_dim", projection_dim},
+          {"text_config", text.to_json()},
+          {"vision_config", vision.to_json()}};
 }
 
 ClipEncoder::ClipEncoder(const ClipTowerConfig& config) : layers_(std::make_unique<nn::ModuleList<ClipLayer>>()) {
@@ -181,11 +193,14 @@ ClipTextOutput ClipTextTransformer::operator()(const Tensor& ids) const {
 
 ClipTextModel::ClipTextModel(const ClipTextConfig& c) : text_model_(c) {
   child("text_model", text_model_);
-  if (c.projection) child("text_projection", *(text_projection_ = std::make_unique<nn::Linear>(c.hidden_size, c.projection_dim, false)));
+  if (c.projection)
+    child("text_projection",
+          *(text_projection_ = std::make_unique<nn::Linear>(c.hidden_size, c.projection_dim, false)));
 }
 
 ClipVisionTransformer::Embeddings::Embeddings(const ClipVisionConfig& c)
-    : patch_embedding(c.num_channels, c.hidden_size, {.kernel = c.patch_size, .stride = c.patch_size, .padding = 0, .bias = false}),
+    : patch_embedding(c.num_channels, c.hidden_size,
+                      {.kernel = c.patch_size, .stride = c.patch_size, .padding = 0, .bias = false}),
       position_embedding((c.image_size / c.patch_size) * (c.image_size / c.patch_size) + 1, c.hidden_size) {
   parameter("class_embedding", class_embedding, {c.hidden_size});
   child("patch_embedding", patch_embedding), child("position_embedding", position_embedding);

@@ -1,5 +1,5 @@
-// CLIP (Radford et al. 2021, arXiv 2103.00020) with transformers' names: text tower, image tower, both with projections. Also
-// the text encoders of Stable Diffusion and SDXL (CLIPTextModel, CLIPTextModelWithProjection).
+// CLIP (Radford et al. 2021, arXiv 2103.00020) with transformers' names: text tower, image tower, both with
+// projections. Also the text encoders of Stable Diffusion and SDXL (CLIPTextModel, CLIPTextModelWithProjection).
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -58,7 +58,7 @@ class ClipEncoder : public nn::Module {
 struct ClipTextOutput {
   std::vector<Tensor> hidden_states;  // embeddings, then every layer's output, without the final norm: [B, L, D]
   Tensor last_hidden_state;           // after the final norm
-  Tensor pooled;                      // [B, D]: of the end token. With the historical eos_token_id 2: of the largest id.
+  Tensor pooled;  // [B, D]: of the end token. With the historical eos_token_id 2: of the largest id.
 };
 
 class ClipTextTransformer : public nn::Module {
@@ -83,7 +83,9 @@ class ClipTextModel : public nn::Module {
  public:
   explicit ClipTextModel(const ClipTextConfig& config);
   ClipTextOutput operator()(const Tensor& ids) const { return text_model_(ids); }
-  Tensor project(const Tensor& pooled) const { return (*text_projection_)(pooled); }  // [B, D] -> [B, P]; only with projection
+  Tensor project(const Tensor& pooled) const {
+    return (*text_projection_)(pooled);
+  }  // [B, D] -> [B, P]; only with projection
   const ClipTextConfig& config() const { return text_model_.config(); }
 
  private:

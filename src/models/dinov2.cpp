@@ -15,7 +15,9 @@ constexpr double kInitialRange = 0.02;
 
 struct SelfAttention : nn::Module {
   explicit SelfAttention(const Dinov2Config& c)
-      : query(c.hidden_size, c.hidden_size, c.qkv_bias), key(c.hidden_size, c.hidden_size, c.qkv_bias), value(c.hidden_size, c.hidden_size, c.qkv_bias) {
+      : query(c.hidden_size, c.hidden_size, c.qkv_bias),
+        key(c.hidden_size, c.hidden_size, c.qkv_bias),
+        value(c.hidden_size, c.hidden_size, c.qkv_bias) {
     child("query", query), child("key", key), child("value", value);
   }
   nn::Linear query, key, value;
@@ -32,7 +34,8 @@ struct Attention : nn::Module {
   }
   Tensor operator()(const Tensor& x) const {
     const auto split = [&](const Tensor& y) { return split_heads(y, heads); };
-    return output.dense(merge_heads(nn::attention(split(attention.query(x)), split(attention.key(x)), split(attention.value(x)))));
+    return output.dense(
+        merge_heads(nn::attention(split(attention.query(x)), split(attention.key(x)), split(attention.value(x)))));
   }
   int64_t heads;
   SelfAttention attention;
@@ -56,7 +59,8 @@ struct Mlp : nn::Module {
 
 // Two thirds of the width, rounded up to a multiple of 8: as many parameters as the plain MLP.
 struct SwigluMlp : nn::Module {
-  SwigluMlp(int64_t width, int64_t inner) : hidden((inner * 2 / 3 + 7) / 8 * 8), weights_in(width, 2 * hidden), weights_out(hidden, width) {
+  SwigluMlp(int64_t width, int64_t inner)
+      : hidden((inner * 2 / 3 + 7) / 8 * 8), weights_in(width, 2 * hidden), weights_out(hidden, width) {
     child("weights_in", weights_in), child("weights_out", weights_out);
   }
   Tensor operator()(const Tensor& x) const {
@@ -120,19 +124,28 @@ Dinov2Config Dinov2Config::from_json(const Json& json, std::string_view where) {
   fields.get("use_swiglu_ffn", c.use_swiglu_ffn);
   fields.only("hidden_act", "gelu");
   if (c.num_attention_heads < 1 || c.hidden_size < 1 || c.hidden_size % c.num_attention_heads != 0)
-    fail<ConfigError>("{}: hidden_size {} is not a multiple of num_attention_heads {}", where, c.hidden_size, c.num_attention_heads);
-  if (c.patch_size < 1 || c.image_size < c.patch_size || c.num_hidden_layers < 1 || c.mlp_ratio < 1 || c.num_channels < 1)
-    fail<ConfigError>("{}: patch_size {}, image_size {}, num_hidden_layers {} do not make a network", where, c.patch_size, c.image_size, c.num_hidden_layers);
+    fail<ConfigError>("{}: hidden_size {} is not a multiple of num_attention_heads {}", where, c.hidden_size,
+                      c.num_attention_heads);
+  if (c.patch_size < 1 || c.image_size < c.patch_size || c.num_hidden_layers < 1 || c.mlp_ratio < 1 ||
+      c.num_channels < 1)
+    fail<ConfigError>("{}: patch_size {}, image_size {}, num_hidden_layers {} do not make a network", where,
+                      c.patch_size, c.image_size, c.num_hidden_layers);
   return c;
 }
 
 Json Dinov2Config::to_json() const {
-  return {{"architectures", {"Dinov2Model"}}, {"model_type", "dinov2"},
-          {"hidden_size", hidden_size},       {"num_hidden_layers", num_hidden_layers},
-          {"mlp_ratio", mlp_ratio},           {"num_attention_heads", num_attention_heads},
-          {"image_size", image_size},         {"patch_size", patch_size},
-          {"num_channels", num_channels},     {"layer_norm_eps", layer_norm_eps},
-          {"qkv_bias", qkv_bias},             {"use_swiglu_ffn", use_swiglu_ffn},
+  return {{"architectures", {"Dinov2Model"}},
+          {"model_type", "dinov2"},
+          {"hidden_size", hidden_size},
+          {"num_hidden_layers", num_hidden_layers},
+          {"mlp_ratio", mlp_ratio},
+          {"num_attention_heads", num_attention_heads},
+          {"image_size", image_size},
+          {"patch_size", patch_size},
+          {"num_channels", num_channels},
+          {"layer_norm_eps", layer_norm_eps},
+          {"qkv_bias", qkv_bias},
+          {"use_swiglu_ffn", use_swiglu_ffn},
           {"hidden_act", "gelu"}};
 }
 
@@ -150,7 +163,10 @@ Dinov2Model::Embeddings::Embeddings(const Dinov2Config& c) : patch_embeddings(c)
 }
 
 Dinov2Model::Dinov2Model(const Dinov2Config& config)
-    : config_(config), embeddings_(config), encoder_(std::make_unique<Encoder>(config)), layernorm_(config.hidden_size, config.layer_norm_eps) {
+    : config_(config),
+      embeddings_(config),
+      encoder_(std::make_unique<Encoder>(config)),
+      layernorm_(config.hidden_size, config.layer_norm_eps) {
   child("embeddings", embeddings_), child("encoder", *encoder_), child("layernorm", layernorm_);
 }
 Dinov2Model::~Dinov2Model() = default;
@@ -168,17 +184,21 @@ Tensor Dinov2Model::position_embedding(int64_t height, int64_t width) const {
   if (rows * columns == table.size(1) - 1 && height == width) return table;
   const int64_t side = static_cast<int64_t>(std::lround(std::sqrt(static_cast<double>(table.size(1) - 1))));
   const Tensor grid = table.narrow(1, 1, side * side).view({1, side, side, config_.hidden_size}).permute({0, 3, 1, 2});
-  const Tensor resized = at::upsample_bicubic2d(grid.to(at::kFloat), {rows, columns}, /*align_corners=*/false).to(table.scalar_type());
-  return at::cat({table.narrow(1, 0, 1), resized.permute({0, 2, 3, 1}).reshape({1, rows * columns, config_.hidden_size})}, 1);
+  const Tensor resized =
+      at::upsample_bicubic2d(grid.to(at::kFloat), {rows, columns}, /*align_corners=*/false).to(table.scalar_type());
+  return at::cat(
+      {table.narrow(1, 0, 1), resized.permute({0, 2, 3, 1}).reshape({1, rows * columns, config_.hidden_size})}, 1);
 }
 
 Dinov2Output Dinov2Model::operator()(const Tensor& images, int64_t layers) const {
   const auto [B, C, H, W] = dims<4>(images);
   if (C != config_.num_channels || H % config_.patch_size != 0 || W % config_.patch_size != 0 || H == 0 || W == 0)
-    fail<Error>("DINOv2: images [{}, {}, {}, {}]; it reads {} channels and sides that are multiples of {}", B, C, H, W, config_.num_channels, config_.patch_size);
+    fail<Error>("DINOv2: images [{}, {}, {}, {}]; it reads {} channels and sides that are multiples of {}", B, C, H, W,
+                config_.num_channels, config_.patch_size);
   const Tensor patches = embeddings_.patch_embeddings.projection(images).flatten(2).transpose(1, 2);  // [B, N, D]
   Dinov2Output out;
-  out.hidden_states.push_back(at::cat({embeddings_.cls_token.expand({B, 1, -1}), patches}, 1) + position_embedding(H, W));
+  out.hidden_states.push_back(at::cat({embeddings_.cls_token.expand({B, 1, -1}), patches}, 1) +
+                              position_embedding(H, W));
   const size_t count = layers < 0 ? encoder_->layers.size() : static_cast<size_t>(layers);
   FEW_CHECK(count <= encoder_->layers.size(), "DINOv2 has {} blocks, {} asked for", encoder_->layers.size(), count);
   for (size_t i = 0; i < count; ++i) out.hidden_states.push_back(encoder_->layers[i](out.hidden_states.back()));

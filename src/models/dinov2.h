@@ -1,5 +1,5 @@
-// DINOv2 (Oquab et al. 2023, arXiv 2304.07193) with transformers' names: a vision transformer with layer scale, whose position
-// embeddings are interpolated to the size of the image.
+// DINOv2 (Oquab et al. 2023, arXiv 2304.07193) with transformers' names: a vision transformer with layer scale, whose
+// position embeddings are interpolated to the size of the image.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -33,8 +33,8 @@ class Dinov2Model : public nn::Module {
   explicit Dinov2Model(const Dinov2Config& config);
   ~Dinov2Model() override;
   const Dinov2Config& config() const { return config_; }
-  // images: float [B, 3, H, W], normalised, sides multiples of the patch. `layers` < 0: all of them; else stops after so many
-  // blocks and last_hidden_state is the final norm of that state.
+  // images: float [B, 3, H, W], normalised, sides multiples of the patch. `layers` < 0: all of them; else stops after
+  // so many blocks and last_hidden_state is the final norm of that state.
   Dinov2Output operator()(const Tensor& images, int64_t layers = -1) const;
   // [1, 1 + (height / patch) (width / patch), D]: bicubic (a = -0.75), as transformers does it.
   Tensor position_embedding(int64_t height, int64_t width) const;

@@ -46,7 +46,8 @@ struct BatchNorm : nn::Module {
 
 // Convolution without bias, batch norm with its running statistics, ReLU.
 struct Unit : nn::Module {
-  Unit(int64_t in, int64_t out, const Kernel& k, double eps_) : kernel(k), eps(eps_), conv({out, in, k.height, k.width}), bn(out) {
+  Unit(int64_t in, int64_t out, const Kernel& k, double eps_)
+      : kernel(k), eps(eps_), conv({out, in, k.height, k.width}), bn(out) {
     child("conv", conv);
     child("bn", bn);
   }
@@ -58,7 +59,9 @@ struct Unit : nn::Module {
   }
   void fold() {
     const Tensor scale = bn.weight.to(at::kDouble) / (bn.variance.to(at::kDouble) + eps).sqrt();
-    folded = (conv.weight.to(at::kDouble) * scale.view({-1, 1, 1, 1})).to(conv.weight.scalar_type()).contiguous(at::MemoryFormat::ChannelsLast);
+    folded = (conv.weight.to(at::kDouble) * scale.view({-1, 1, 1, 1}))
+                 .to(conv.weight.scalar_type())
+                 .contiguous(at::MemoryFormat::ChannelsLast);
     shift = (bn.bias.to(at::kDouble) - bn.mean.to(at::kDouble) * scale).to(conv.weight.scalar_type());
   }
   Kernel kernel;
@@ -88,7 +91,9 @@ struct Block : nn::Module {
   double eps_;
 };
 
-Tensor average_pool(const Tensor& x) { return at::avg_pool2d(x, {3, 3}, {1, 1}, {1, 1}, false, /*count_include_pad=*/false); }
+Tensor average_pool(const Tensor& x) {
+  return at::avg_pool2d(x, {3, 3}, {1, 1}, {1, 1}, false, /*count_include_pad=*/false);
+}
 Tensor max_pool_same(const Tensor& x) { return at::max_pool2d(x, {3, 3}, {1, 1}, {1, 1}); }
 Tensor max_pool_down(const Tensor& x) { return at::max_pool2d(x, {3, 3}, {2, 2}); }
 
@@ -145,7 +150,8 @@ struct MixedE : Block {  // 7b, 7c
   Tensor operator()(const Tensor& x) const {
     const Tensor b = chain(x, 1, 1), c = chain(x, 4, 5);
     return at::cat({chain(x, 0, 0), chain(b, 2, 2), chain(b, 3, 3), chain(c, 6, 6), chain(c, 7, 7),
-                    chain(pool_by_maximum ? max_pool_same(x) : average_pool(x), 8, 8)}, 1);
+                    chain(pool_by_maximum ? max_pool_same(x) : average_pool(x), 8, 8)},
+                   1);
   }
   bool pool_by_maximum;
 };
@@ -172,8 +178,17 @@ struct FidInception::Network {
     stem.unit("Conv2d_4a_3x3", 80, 192, k3_valid);
   }
   std::array<std::pair<const char*, Block*>, 11> mixed() {
-    return {{{"Mixed_5b", &m5b}, {"Mixed_5c", &m5c}, {"Mixed_5d", &m5d}, {"Mixed_6a", &m6a}, {"Mixed_6b", &m6b}, {"Mixed_6c", &m6c},
-             {"Mixed_6d", &m6d}, {"Mixed_6e", &m6e}, {"Mixed_7a", &m7a}, {"Mixed_7b", &m7b}, {"Mixed_7c", &m7c}}};
+    return {{{"Mixed_5b", &m5b},
+             {"Mixed_5c", &m5c},
+             {"Mixed_5d", &m5d},
+             {"Mixed_6a", &m6a},
+             {"Mixed_6b", &m6b},
+             {"Mixed_6c", &m6c},
+             {"Mixed_6d", &m6d},
+             {"Mixed_6e", &m6e},
+             {"Mixed_7a", &m7a},
+             {"Mixed_7b", &m7b},
+             {"Mixed_7c", &m7c}}};
   }
   Block stem;
   MixedA m5b, m5c, m5d;
@@ -192,16 +207,22 @@ FidInceptionConfig FidInceptionConfig::from_json(const Json& json, std::string_v
   // The widths of the real network: the narrowest are 32 and 48, and 80 is the one that leaves only 1, 2, 4, 8, 16.
   if (c.channel_divisor < 1 || c.channel_divisor > 16 || 16 % c.channel_divisor != 0)
     fail<ConfigError>("{}: channel_divisor {} must be 1, 2, 4, 8 or 16", where, c.channel_divisor);
-  if (c.num_classes < c.channel_divisor) fail<ConfigError>("{}: num_classes {} must be at least channel_divisor", where, c.num_classes);
+  if (c.num_classes < c.channel_divisor)
+    fail<ConfigError>("{}: num_classes {} must be at least channel_divisor", where, c.num_classes);
   return c;
 }
 
 Json FidInceptionConfig::to_json() const {
-  return {{"architecture", "pytorch_fid InceptionV3"}, {"channel_divisor", channel_divisor}, {"num_classes", num_classes}, {"bn_eps", bn_eps}};
+  return {{"architecture", "pytorch_fid InceptionV3"},
+          {"channel_divisor", channel_divisor},
+          {"num_classes", num_classes},
+          {"bn_eps", bn_eps}};
 }
 
 FidInception::FidInception(const FidInceptionConfig& config)
-    : config_(config), net_(std::make_unique<Network>(config)), fc_(2048 / config.channel_divisor, config.num_classes / config.channel_divisor) {
+    : config_(config),
+      net_(std::make_unique<Network>(config)),
+      fc_(2048 / config.channel_divisor, config.num_classes / config.channel_divisor) {
   constexpr const char* kStem[] = {"Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3"};
   for (size_t i = 0; i < std::size(kStem); ++i) child(kStem[i], *net_->stem.units[i]);
   for (const auto& [name, block] : net_->mixed()) child(name, *block);
@@ -235,12 +256,15 @@ void FidInception::prepare_inference() {
     for (const auto& unit : block->units) unit->fold();
 }
 
-int64_t FidInception::width(InceptionDepth depth) const { return kWidths[static_cast<size_t>(depth)] / config_.channel_divisor; }
+int64_t FidInception::width(InceptionDepth depth) const {
+  return kWidths[static_cast<size_t>(depth)] / config_.channel_divisor;
+}
 
 TensorMap adopt_fid_inception(TensorMap tensors) {
   std::vector<std::string> counters;
   for (const auto& [name, tensor] : tensors)
-    if (name.ends_with(".bn.running_mean")) counters.push_back(name.substr(0, name.size() - 12) + "num_batches_tracked");
+    if (name.ends_with(".bn.running_mean"))
+      counters.push_back(name.substr(0, name.size() - 12) + "num_batches_tracked");
   for (const std::string& name : counters) tensors.try_emplace(name, at::zeros({}, at::kLong));
   return tensors;
 }

@@ -1,6 +1,6 @@
-// The InceptionV3 of FID (Szegedy et al. 2015, arXiv 1512.00567, as TensorFlow shipped it on 2015-12-05): names and numbers of
-// pytorch-fid's state dict (566 entries). Against torchvision's InceptionV3: average pooling leaves the padding out of its
-// counts, the last block pools by maximum, and there are 1,008 classes.
+// The InceptionV3 of FID (Szegedy et al. 2015, arXiv 1512.00567, as TensorFlow shipped it on 2015-12-05): names and
+// numbers of pytorch-fid's state dict (566 entries). Against torchvision's InceptionV3: average pooling leaves the
+// padding out of its counts, the last block pools by maximum, and there are 1,008 classes.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -23,10 +23,10 @@ struct FidInceptionConfig {
 
 enum class InceptionDepth { pool1, pool2, mixed6e, pool3 };
 struct InceptionTaps {  // undefined beyond the depth asked for
-  Tensor pool1;    // [B, 64, 73, 73]
-  Tensor pool2;    // [B, 192, 35, 35]
-  Tensor mixed6e;  // [B, 768, 17, 17]
-  Tensor pool3;    // [B, 2048]
+  Tensor pool1;         // [B, 64, 73, 73]
+  Tensor pool2;         // [B, 192, 35, 35]
+  Tensor mixed6e;       // [B, 768, 17, 17]
+  Tensor pool3;         // [B, 2048]
 };
 
 class FidInception : public nn::Module {
@@ -40,7 +40,8 @@ class FidInception : public nn::Module {
   InceptionTaps operator()(const Tensor& x, InceptionDepth depth = InceptionDepth::pool3) const;
   // Of the inception score: without the bias of fc, as every implementation has it. pool3 [B, 2048] -> [B, 1008]
   Tensor unbiased_logits(const Tensor& pool3) const;
-  // Folds batch norm into the convolutions, channels last: 1.5 times as fast on a CPU. Weights must not change afterwards.
+  // Folds batch norm into the convolutions, channels last: 1.5 times as fast on a CPU. Weights must not change
+  // afterwards.
   void prepare_inference();
   int64_t width(InceptionDepth depth) const;
 

@@ -10,12 +10,6 @@
 namespace fewstep::models {
 namespace {
 
-const Tensor& input(const TensorMap& inputs, const std::string& name) {
-  const auto it = inputs.find(name);
-  if (it == inputs.end()) fail<DataError>("io.safetensors: 'input.{}' is missing", name);
-  return it->second;
-}
-
 // grad.<name> of every parameter (zeros when the loss does not reach it) and their global norm.
 void add_gradients(nn::Module& module, const Tensor& loss, TensorMap* out) {
   NamedTensors parameters = module.parameters();
@@ -42,10 +36,16 @@ Tensor decode_one_by_one(const LlamaForCausalLM& model, const Tensor& ids) {
 
 }  // namespace
 
+const Tensor& reference_input(const TensorMap& inputs, const std::string& name) {
+  const auto it = inputs.find(name);
+  if (it == inputs.end()) fail<DataError>("io.safetensors: 'input.{}' is missing", name);
+  return it->second;
+}
+
 // logits; loss = mean cross-entropy of logits[:, :-1] against ids[:, 1:]; grad.*; logits_cached: one token at a time.
 TensorMap llama_reference(nn::Module& module, const TensorMap& inputs, const Json&, bool gradients) {
   auto& model = dynamic_cast<LlamaForCausalLM&>(module);
-  const Tensor& ids = input(inputs, "input_ids");
+  const Tensor& ids = reference_input(inputs, "input_ids");
   const int64_t L = ids.size(1);
   at::AutoGradMode grad_mode(gradients);
   TensorMap out;
@@ -66,7 +66,7 @@ TensorMap llama_reference(nn::Module& module, const TensorMap& inputs, const Jso
 // on unquantised latents) for gradients of everything but the codebook.
 TensorMap vq_reference(nn::Module& module, const TensorMap& inputs, const Json&, bool gradients) {
   auto& model = dynamic_cast<VQModel&>(module);
-  const Tensor& images = input(inputs, "sample");
+  const Tensor& images = reference_input(inputs, "sample");
   at::AutoGradMode grad_mode(gradients);
   TensorMap out;
   const Tensor latents = model.encode(images);
@@ -86,8 +86,8 @@ TensorMap vq_reference(nn::Module& module, const TensorMap& inputs, const Json&,
 TensorMap conv_encoder_reference(nn::Module& module, const TensorMap& inputs, const Json&, bool) {
   const NoGrad no_grad;
   auto& model = dynamic_cast<ConvEncoder&>(module);
-  const ConvEncoded encoded = model(input(inputs, "images"));
-  TensorMap out{{"embedding", encoded.embedding}, {"raw", encoded.raw}, {"features", model.features(input(inputs, "images"))}};
+  const ConvEncoded encoded = model(reference_input(inputs, "images"));
+  TensorMap out{{"embedding", encoded.embedding}, {"raw", encoded.raw}, {"features", model.features(reference_input(inputs, "images"))}};
   if (encoded.logits.defined()) out["logits"] = encoded.logits;
   if (encoded.auxiliary.defined()) out["auxiliary"] = encoded.auxiliary;
   return out;
@@ -96,8 +96,8 @@ TensorMap conv_encoder_reference(nn::Module& module, const TensorMap& inputs, co
 TensorMap contrastive_reference(nn::Module& module, const TensorMap& inputs, const Json&, bool) {
   const NoGrad no_grad;
   auto& model = dynamic_cast<ContrastiveModel&>(module);
-  return {{"image_embeddings", model.image_embeddings(input(inputs, "images"))},
-          {"text_embeddings", model.text_embeddings(input(inputs, "input_ids"))},
+  return {{"image_embeddings", model.image_embeddings(reference_input(inputs, "images"))},
+          {"text_embeddings", model.text_embeddings(reference_input(inputs, "input_ids"))},
           {"scale", model.scale()}};
 }
 

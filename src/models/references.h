@@ -5,6 +5,9 @@
 
 namespace fewstep::models {
 
+// input.NAME of the golden file; DataError when it is missing.
+const Tensor& reference_input(const TensorMap& inputs, const std::string& name);
+
 TensorMap llama_reference(nn::Module& module, const TensorMap& inputs, const Json& arguments, bool gradients);
 TensorMap vq_reference(nn::Module& module, const TensorMap& inputs, const Json& arguments, bool gradients);
 TensorMap conv_encoder_reference(nn::Module& module, const TensorMap& inputs, const Json& arguments, bool gradients);

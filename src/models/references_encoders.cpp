@@ -11,12 +11,6 @@
 namespace fewstep::models {
 namespace {
 
-const Tensor& input(const TensorMap& inputs, const std::string& name) {
-  const auto it = inputs.find(name);
-  if (it == inputs.end()) fail<DataError>("io.safetensors: 'input.{}' is missing", name);
-  return it->second;
-}
-
 Tensor unit_length(const Tensor& x) { return x / x.norm(2, {-1}, true); }
 
 }  // namespace
@@ -25,7 +19,8 @@ TensorMap clip_reference(nn::Module& module, const TensorMap& inputs, const Json
   const NoGrad no_grad;
   const auto& model = dynamic_cast<const ClipModel&>(module);
   TensorMap out;
-  const Tensor image = model.image_features(input(inputs, "pixel_values")), text = model.text_features(input(inputs, "input_ids"));
+  const Tensor image = model.image_features(reference_input(inputs, "pixel_values")),
+               text = model.text_features(reference_input(inputs, "input_ids"));
   const Tensor i = unit_length(image), t = unit_length(text);
   out["image_features_raw"] = image, out["text_features_raw"] = text;
   out["image_embeds_normalized"] = i, out["text_embeds_normalized"] = t;
@@ -38,7 +33,7 @@ TensorMap clip_reference(nn::Module& module, const TensorMap& inputs, const Json
 TensorMap clip_text_reference(nn::Module& module, const TensorMap& inputs, const Json&, bool) {
   const NoGrad no_grad;
   const auto& model = dynamic_cast<const ClipTextModel&>(module);
-  const ClipTextOutput text = model(input(inputs, "input_ids"));
+  const ClipTextOutput text = model(reference_input(inputs, "input_ids"));
   const auto& states = text.hidden_states;
   TensorMap out{{"embeddings", states.front()},
                 {"last_layer_no_final_norm", states.back()},
@@ -72,26 +67,28 @@ TensorMap dinov2_reference(nn::Module& module, const TensorMap& inputs, const Js
   return out;
 }
 
-// images_0_1 as pytorch-fid takes them: resized to 299 (bilinear, half-pixel centres, no antialias), then mapped to [-1, 1].
-// Batch norm is folded as in evaluation.
+// images_0_1 as pytorch-fid takes them: resized to 299 (bilinear, half-pixel centres, no antialias), then mapped to
+// [-1, 1]. Batch norm is folded as in evaluation.
 TensorMap fid_inception_reference(nn::Module& module, const TensorMap& inputs, const Json&, bool) {
   const NoGrad no_grad;
   auto& model = dynamic_cast<FidInception&>(module);
   model.prepare_inference();
-  const Tensor resized = at::upsample_bilinear2d(input(inputs, "images_0_1"), {FidInception::kSide, FidInception::kSide}, false);
+  const Tensor resized =
+      at::upsample_bilinear2d(reference_input(inputs, "images_0_1"), {FidInception::kSide, FidInception::kSide}, false);
   const InceptionTaps taps = model(2 * resized - 1);
-  return {{"block0_mean", taps.pool1.mean({2, 3})},
-          {"block1_mean", taps.pool2.mean({2, 3})},
-          {"block2_mean", taps.mixed6e.mean({2, 3})},
-          {"block2_mixed6e_first8ch", taps.mixed6e.narrow(1, 0, std::min<int64_t>(8, taps.mixed6e.size(1))).contiguous()},
-          {"pool3", taps.pool3},
-          {"logits_unbiased", model.unbiased_logits(taps.pool3)}};
+  return {
+      {"block0_mean", taps.pool1.mean({2, 3})},
+      {"block1_mean", taps.pool2.mean({2, 3})},
+      {"block2_mean", taps.mixed6e.mean({2, 3})},
+      {"block2_mixed6e_first8ch", taps.mixed6e.narrow(1, 0, std::min<int64_t>(8, taps.mixed6e.size(1))).contiguous()},
+      {"pool3", taps.pool3},
+      {"logits_unbiased", model.unbiased_logits(taps.pool3)}};
 }
 
 TensorMap vgg16_reference(nn::Module& module, const TensorMap& inputs, const Json&, bool) {
   const NoGrad no_grad;
   const auto& model = dynamic_cast<const Vgg16&>(module);
-  const Tensor& images = input(inputs, "pixel_values");
+  const Tensor& images = reference_input(inputs, "pixel_values");
   TensorMap out{{"fc2_relu", model.fc2(images)}, {"logits", model.logits(images)}};
   const std::vector<Tensor> stages = model.stages(images);
   for (size_t i = 0; i < stages.size(); ++i) out[fmt::format("stage{}", i + 1)] = stages[i];

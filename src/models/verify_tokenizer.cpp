@@ -1,4 +1,5 @@
-// `fewstep model verify` of a tokenizer: expected.json holds texts and what the reference made of them; every list is exact.
+// `fewstep model verify` of a tokenizer: expected.json holds texts and what the reference made of them; every list is
+// exact.
 #include <nlohmann/json.hpp>
 
 #include "src/base/error.h"
@@ -23,7 +24,8 @@ VerifyLine line_of(const std::string& name, const Json& expected, const std::vec
   return line;
 }
 
-std::map<std::string, std::vector<Json>> clip_outputs(const text::ClipTokenizer& tokenizer, const std::vector<std::string>& texts, const Json& expected) {
+std::map<std::string, std::vector<Json>> clip_outputs(const text::ClipTokenizer& tokenizer,
+                                                      const std::vector<std::string>& texts, const Json& expected) {
   std::map<std::string, std::vector<Json>> out;
   for (const std::string& text : texts) {
     const auto ids = tokenizer.encode(text);
@@ -45,11 +47,13 @@ std::map<std::string, std::vector<Json>> clip_outputs(const text::ClipTokenizer&
 VerifyReport verify_tokenizer(const std::filesystem::path& folder, const VerifyOptions& options) {
   const Json expected = read_json(folder / "expected.json");
   const std::filesystem::path config_path = folder / "tokenizer_config.json";
-  const std::string kind = std::filesystem::exists(config_path) ? read_json(config_path).value("tokenizer_class", "") : "";
+  const std::string kind =
+      std::filesystem::exists(config_path) ? read_json(config_path).value("tokenizer_class", "") : "";
   if (kind != "CLIPTokenizer" && kind != "CLIPTokenizerFast")
     fail<ConfigError>("{}: tokenizer_class is '{}'; known: CLIPTokenizer", config_path.string(), kind);
   const auto cases = expected.find("cases");
-  if (cases == expected.end() || !cases->is_array()) fail<DataError>("{}: no list 'cases'", (folder / "expected.json").string());
+  if (cases == expected.end() || !cases->is_array())
+    fail<DataError>("{}: no list 'cases'", (folder / "expected.json").string());
 
   std::map<std::string, Json> lists;
   std::vector<std::string> texts;
@@ -64,8 +68,10 @@ VerifyReport verify_tokenizer(const std::filesystem::path& folder, const VerifyO
   VerifyReport report;
   for (const auto& [name, list] : lists) {
     const auto it = produced.find(name);
-    const VerifyLine line = it != produced.end() ? line_of(name, list, it->second) : VerifyLine{.name = name, .verdict = Verdict::not_produced};
-    report.passed = report.passed && line.verdict != Verdict::fail && !(options.all && line.verdict == Verdict::not_produced);
+    const VerifyLine line = it != produced.end() ? line_of(name, list, it->second)
+                                                 : VerifyLine{.name = name, .verdict = Verdict::not_produced};
+    report.passed =
+        report.passed && line.verdict != Verdict::fail && !(options.all && line.verdict == Verdict::not_produced);
     report.lines.push_back(line);
   }
   return report;

@@ -15,8 +15,9 @@ struct Place {
   int64_t out;
   size_t stage;
 };
-constexpr Place kConvolutions[] = {{"0", 64, 0},   {"2", 64, 0},   {"5", 128, 1},  {"7", 128, 1},  {"10", 256, 2}, {"12", 256, 2}, {"14", 256, 2},
-                                   {"17", 512, 3}, {"19", 512, 3}, {"21", 512, 3}, {"24", 512, 4}, {"26", 512, 4}, {"28", 512, 4}};
+constexpr Place kConvolutions[] = {{"0", 64, 0},   {"2", 64, 0},   {"5", 128, 1},  {"7", 128, 1},  {"10", 256, 2},
+                                   {"12", 256, 2}, {"14", 256, 2}, {"17", 512, 3}, {"19", 512, 3}, {"21", 512, 3},
+                                   {"24", 512, 4}, {"26", 512, 4}, {"28", 512, 4}};
 constexpr int64_t kStages = 5, kHidden = 4096;
 
 }  // namespace
@@ -35,7 +36,8 @@ struct Vgg16::Convolutions : nn::Module {
 
 struct Vgg16::Classifier : nn::Module {
   explicit Classifier(const Vgg16Config& c)
-      : fc1(512 / c.channel_divisor * (c.image_size >> kStages) * (c.image_size >> kStages), kHidden / c.channel_divisor),
+      : fc1(512 / c.channel_divisor * (c.image_size >> kStages) * (c.image_size >> kStages),
+            kHidden / c.channel_divisor),
         fc2(kHidden / c.channel_divisor, kHidden / c.channel_divisor),
         fc3(kHidden / c.channel_divisor, c.num_classes) {
     child("0", fc1), child("3", fc2), child("6", fc3);
@@ -49,18 +51,24 @@ Vgg16Config Vgg16Config::from_json(const Json& json, std::string_view where) {
   fields.get("channel_divisor", c.channel_divisor);
   fields.get("num_classes", c.num_classes);
   fields.get("image_size", c.image_size);
-  if (c.channel_divisor < 1 || 64 % c.channel_divisor != 0) fail<ConfigError>("{}: channel_divisor {} must divide 64", where, c.channel_divisor);
+  if (c.channel_divisor < 1 || 64 % c.channel_divisor != 0)
+    fail<ConfigError>("{}: channel_divisor {} must divide 64", where, c.channel_divisor);
   if (c.num_classes < 1 || c.image_size < 32 || c.image_size % 32 != 0)
     fail<ConfigError>("{}: image_size {} must be a multiple of 32", where, c.image_size);
   return c;
 }
 
 Json Vgg16Config::to_json() const {
-  return {{"architecture", "torchvision VGG16"}, {"channel_divisor", channel_divisor}, {"num_classes", num_classes}, {"image_size", image_size}};
+  return {{"architecture", "torchvision VGG16"},
+          {"channel_divisor", channel_divisor},
+          {"num_classes", num_classes},
+          {"image_size", image_size}};
 }
 
 Vgg16::Vgg16(const Vgg16Config& config)
-    : config_(config), features_(std::make_unique<Convolutions>(config.channel_divisor)), classifier_(std::make_unique<Classifier>(config)) {
+    : config_(config),
+      features_(std::make_unique<Convolutions>(config.channel_divisor)),
+      classifier_(std::make_unique<Classifier>(config)) {
   child("features", *features_), child("classifier", *classifier_);
 }
 Vgg16::~Vgg16() = default;

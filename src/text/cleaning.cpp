@@ -23,9 +23,11 @@ void append(const CodePoint& c, std::string& out) {
 
 std::string map(std::string_view text, utf8proc_option_t options) {
   utf8proc_uint8_t* raw = nullptr;
-  const auto size = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()), &raw, options);
+  const auto size = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
+                                 static_cast<utf8proc_ssize_t>(text.size()), &raw, options);
   const std::unique_ptr<utf8proc_uint8_t, void (*)(void*)> owner(raw, std::free);
-  return size < 0 ? std::string(text) : std::string(reinterpret_cast<const char*>(raw), static_cast<size_t>(size));  // < 0: not UTF-8
+  return size < 0 ? std::string(text)
+                  : std::string(reinterpret_cast<const char*>(raw), static_cast<size_t>(size));  // < 0: not UTF-8
 }
 
 // f(code point, out) for every code point.
@@ -48,7 +50,8 @@ bool is_cased(uint32_t c) {
 bool is_case_ignorable(uint32_t c) {
   const auto category = utf8proc_category(static_cast<utf8proc_int32_t>(c));
   return category == UTF8PROC_CATEGORY_MN || category == UTF8PROC_CATEGORY_ME || category == UTF8PROC_CATEGORY_CF ||
-         category == UTF8PROC_CATEGORY_LM || category == UTF8PROC_CATEGORY_SK || c == '\'' || c == '.' || c == ':' || c == 0xB7 || c == 0x2019;
+         category == UTF8PROC_CATEGORY_LM || category == UTF8PROC_CATEGORY_SK || c == '\'' || c == '.' || c == ':' ||
+         c == 0xB7 || c == 0x2019;
 }
 
 // Unicode's Final_Sigma: a cased letter before, none after, ignorable ones skipped.
@@ -60,21 +63,24 @@ bool ends_word(const std::vector<uint32_t>& text, size_t at) {
 }
 
 // Windows-1252 in the places of the C1 control characters; 0: undefined there.
-constexpr std::array<uint16_t, 32> kWindows1252 = {0x20AC, 0,      0x201A, 0x0192, 0x201E, 0x2026, 0x2020, 0x2021, 0x02C6, 0x2030, 0x0160,
-                                                   0x2039, 0x0152, 0,      0x017D, 0,      0,      0x2018, 0x2019, 0x201C, 0x201D, 0x2022,
-                                                   0x2013, 0x2014, 0x02DC, 0x2122, 0x0161, 0x203A, 0x0153, 0,      0x017E, 0x0178};
+constexpr std::array<uint16_t, 32> kWindows1252 = {0x20AC, 0,      0x201A, 0x0192, 0x201E, 0x2026, 0x2020, 0x2021,
+                                                   0x02C6, 0x2030, 0x0160, 0x2039, 0x0152, 0,      0x017D, 0,
+                                                   0,      0x2018, 0x2019, 0x201C, 0x201D, 0x2022, 0x2013, 0x2014,
+                                                   0x02DC, 0x2122, 0x0161, 0x203A, 0x0153, 0,      0x017E, 0x0178};
 
 struct Ligature {
   uint32_t value;
   std::string_view letters;
 };
 constexpr Ligature kLigatures[] = {
-    {0x132, "IJ"},  {0x133, "ij"},  {0x149, "\xCA\xBCn"}, {0x1F1, "DZ"},        {0x1F2, "Dz"},        {0x1F3, "dz"},        {0x1C4, "D\xC5\xBD"}, {0x1C5, "D\xC5\xBE"},
-    {0x1C6, "d\xC5\xBE"}, {0x1C7, "LJ"},  {0x1C8, "Lj"},        {0x1C9, "lj"},        {0x1CA, "NJ"},        {0x1CB, "Nj"},        {0x1CC, "nj"},        {0xFB00, "ff"},
-    {0xFB01, "fi"}, {0xFB02, "fl"}, {0xFB03, "ffi"},      {0xFB04, "ffl"},      {0xFB05, "\xC5\xBFt"}, {0xFB06, "st"}};
+    {0x132, "IJ"},        {0x133, "ij"},        {0x149, "\xCA\xBCn"},  {0x1F1, "DZ"},  {0x1F2, "Dz"},  {0x1F3, "dz"},
+    {0x1C4, "D\xC5\xBD"}, {0x1C5, "D\xC5\xBE"}, {0x1C6, "d\xC5\xBE"},  {0x1C7, "LJ"},  {0x1C8, "Lj"},  {0x1C9, "lj"},
+    {0x1CA, "NJ"},        {0x1CB, "Nj"},        {0x1CC, "nj"},         {0xFB00, "ff"}, {0xFB01, "fi"}, {0xFB02, "fl"},
+    {0xFB03, "ffi"},      {0xFB04, "ffl"},      {0xFB05, "\xC5\xBFt"}, {0xFB06, "st"}};
 
 bool is_control(uint32_t c) {
-  return c <= 0x08 || c == 0x0B || (c >= 0x0E && c <= 0x1F) || c == 0x7F || (c >= 0x206A && c <= 0x206F) || c == 0xFEFF || (c >= 0xFFF9 && c <= 0xFFFC);
+  return c <= 0x08 || c == 0x0B || (c >= 0x0E && c <= 0x1F) || c == 0x7F || (c >= 0x206A && c <= 0x206F) ||
+         c == 0xFEFF || (c >= 0xFFF9 && c <= 0xFFFC);
 }
 
 void fix_character(const CodePoint& c, std::string& out) {
@@ -92,7 +98,9 @@ void fix_character(const CodePoint& c, std::string& out) {
   if (is_control(v)) return;
   std::string one;
   append({v, c.bytes}, one);
-  out += v >= 0xFF01 && v <= 0xFFEF ? map(one, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE | UTF8PROC_COMPAT)) : one;
+  out += v >= 0xFF01 && v <= 0xFFEF
+             ? map(one, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE | UTF8PROC_COMPAT))
+             : one;
 }
 
 // ESC [ digits and semicolons, then a letter: colours and cursor moves of terminals.
@@ -132,12 +140,15 @@ uint32_t entity(std::string_view name) {
 
 }  // namespace
 
-std::string normalise_nfc(std::string_view text) { return map(text, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE)); }
+std::string normalise_nfc(std::string_view text) {
+  return map(text, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+}
 
 std::string to_lower(std::string_view text, bool final_sigma) {
   std::vector<CodePoint> points;
   std::vector<uint32_t> values;
-  for (size_t i = 0; i < text.size(); i += points.back().bytes) points.push_back(code_point_at(text, i)), values.push_back(points.back().value);
+  for (size_t i = 0; i < text.size(); i += points.back().bytes)
+    points.push_back(code_point_at(text, i)), values.push_back(points.back().value);
   std::string out;
   out.reserve(text.size());
   for (size_t i = 0; i < points.size(); ++i) {
@@ -176,7 +187,8 @@ std::string unescape_html(std::string_view text) {
   std::string out;
   for (size_t i = 0; i < text.size();) {
     const size_t end = text[i] == '&' ? text.find(';', i) : std::string_view::npos;
-    const uint32_t value = end != std::string_view::npos && end - i <= kLongest ? entity(text.substr(i + 1, end - i - 1)) : 0;
+    const uint32_t value =
+        end != std::string_view::npos && end - i <= kLongest ? entity(text.substr(i + 1, end - i - 1)) : 0;
     if (value == 0) {
       out.push_back(text[i++]);
       continue;

@@ -13,7 +13,8 @@ namespace {
 
 constexpr std::string_view kWhere = "tokenizer_config.json";
 
-// The pieces of CLIP's pattern: contractions, runs of letters, single digits, runs of signs. White space belongs to none.
+// The pieces of CLIP's pattern: contractions, runs of letters, single digits, runs of signs. White space belongs to
+// none.
 //   's|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+
 size_t piece_at(std::string_view text, size_t begin) {
   for (std::string_view c : {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"})
@@ -38,7 +39,8 @@ ClipTokenizer ClipTokenizer::load(const std::filesystem::path& folder) {
   // Some files carry 1e30 for "no limit": CLIP's is 77 then.
   if (const auto it = config.find("model_max_length"); it != config.end() && it->is_number()) {
     const double length = it->get<double>();
-    if (length < 3) fail<DataError>("{}: model_max_length {} leaves no room for a text", (folder / kWhere).string(), length);
+    if (length < 3)
+      fail<DataError>("{}: model_max_length {} leaves no room for a text", (folder / kWhere).string(), length);
     if (length < 1e6) out.max_length_ = static_cast<int64_t>(length);
   }
   return out;
@@ -68,7 +70,8 @@ std::vector<int64_t> ClipTokenizer::encode(std::string_view text, ClipCleaning c
     size_t at = text.size(), length = 0;
     int64_t id = -1;
     for (const int64_t special : specials)
-      if (const size_t found = text.find(bpe_.token(special)); found < at) at = found, id = special, length = bpe_.token(special).size();
+      if (const size_t found = text.find(bpe_.token(special)); found < at)
+        at = found, id = special, length = bpe_.token(special).size();
     encode_plain(clean_for_clip(text.substr(0, at), cleaning), out);
     if (id >= 0) out.push_back(id);
     text.remove_prefix(at + length);

@@ -1,4 +1,5 @@
-// CLIP's tokenizer: lower-cased byte-level BPE whose words end in "</w>", with the published files vocab.json and merges.txt.
+// CLIP's tokenizer: lower-cased byte-level BPE whose words end in "</w>", with the published files vocab.json and
+// merges.txt.
 #pragma once
 #include <cstdint>
 #include <filesystem>
@@ -11,19 +12,24 @@
 
 namespace fewstep::text {
 
-// How a text is prepared; the two implementations in use differ on curly quotes, entities, ligatures and signs of width.
-//   huggingface  transformers' CLIPTokenizer: NFC, runs of white space to one blank, lower case of every character by itself
-//   open_clip    open_clip and OpenAI's own: ftfy, HTML entities, then Python's lower(). Of ftfy everything but the repair of
-//                wrongly decoded text ("cafÃ©"), of the entities the numeric ones and the names of HTML 2 (amp lt gt quot nbsp)
+// How a text is prepared; the two implementations in use differ on curly quotes, entities, ligatures and signs of
+// width.
+//   huggingface  transformers' CLIPTokenizer: NFC, runs of white space to one blank, lower case of every character by
+//   itself open_clip    open_clip and OpenAI's own: ftfy, HTML entities, then Python's lower(). Of ftfy everything but
+//   the repair of
+//                wrongly decoded text ("cafÃ©"), of the entities the numeric ones and the names of HTML 2 (amp lt gt
+//                quot nbsp)
 enum class ClipCleaning { huggingface, open_clip };
 std::string clean_for_clip(std::string_view text, ClipCleaning cleaning);
 
 class ClipTokenizer {
  public:
-  // vocab.json, merges.txt, tokenizer_config.json (bos, eos and pad token, model_max_length). DataError with file and reason.
+  // vocab.json, merges.txt, tokenizer_config.json (bos, eos and pad token, model_max_length). DataError with file and
+  // reason.
   static ClipTokenizer load(const std::filesystem::path& folder);
 
-  // Without <|startoftext|> and <|endoftext|>. With `huggingface` a text that spells them gets their ids, as in transformers.
+  // Without <|startoftext|> and <|endoftext|>. With `huggingface` a text that spells them gets their ids, as in
+  // transformers.
   std::vector<int64_t> encode(std::string_view text, ClipCleaning cleaning = ClipCleaning::huggingface) const;
   struct Padded {
     std::vector<int64_t> ids;  // max_length() of them: start, text, end, padding

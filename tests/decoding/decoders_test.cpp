@@ -9,6 +9,7 @@
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
 #include "tests/decoding/support.h"
+#include "tests/support/message_of.h"
 
 namespace fewstep::decoding {
 namespace {
@@ -223,16 +224,6 @@ TEST(Likelihood, SumsToOneOverAllImagesAndMarksWhatTopKExcludes) {
 }
 
 // --- options
-
-template <class F>
-std::string message_of(F f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "(no error)";
-}
 
 TEST(Options, WhatCannotWorkIsRefusedByName) {
   const TinyModel tiny;

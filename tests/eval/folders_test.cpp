@@ -1,4 +1,5 @@
-// Folders of images through published networks: order, mixed sizes, and what is said of files that are not as they should be.
+// Folders of images through published networks: order, mixed sizes, and what is said of files that are not as they
+// should be.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -11,6 +12,7 @@
 #include "src/base/files.h"
 #include "src/io/image.h"
 #include "src/tensor/ops.h"
+#include "tests/support/message_of.h"
 
 namespace fewstep::eval {
 namespace {
@@ -20,7 +22,8 @@ const std::filesystem::path kGolden = FEWSTEP_SOURCE_DIR "/tests/golden";
 
 class Folders : public testing::Test {
  protected:
-  const std::filesystem::path folder = std::filesystem::temp_directory_path() / fmt::format("fewstep-folders-{}", ::getpid());
+  const std::filesystem::path folder =
+      std::filesystem::temp_directory_path() / fmt::format("fewstep-folders-{}", ::getpid());
   void SetUp() override { std::filesystem::remove_all(folder), make_directories(folder); }
   void TearDown() override { std::filesystem::remove_all(folder); }
   static Tensor picture(int64_t height, int64_t width, int64_t seed) {
@@ -33,17 +36,9 @@ class Folders : public testing::Test {
   void write(const std::string& name, const std::string& text) const { std::ofstream(folder / name) << text; }
 };
 
-template <class F>
-std::string message_of(F f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
+std::unique_ptr<ImageEncoder> slim(const EncoderOptions& options = {}) {
+  return load_image_encoder(kGolden / "fid_inception_slim16", "inception", at::kCPU, options);
 }
-
-std::unique_ptr<ImageEncoder> slim(const EncoderOptions& options = {}) { return load_image_encoder(kGolden / "fid_inception_slim16", "inception", at::kCPU, options); }
 
 TEST_F(Folders, FeaturesComeInOrderWhateverTheBatchAndTheThreads) {
   std::vector<std::filesystem::path> files;
@@ -51,7 +46,8 @@ TEST_F(Folders, FeaturesComeInOrderWhateverTheBatchAndTheThreads) {
   const auto encoder = slim();
   const auto run = [&](int64_t batch, int64_t threads) {
     std::vector<Tensor> parts;
-    const Extraction e = extract(files, *encoder, {.batch = batch, .threads = threads}, [&](const Encoded& x) { parts.push_back(x.features); });
+    const Extraction e = extract(files, *encoder, {.batch = batch, .threads = threads},
+                                 [&](const Encoded& x) { parts.push_back(x.features); });
     EXPECT_EQ(e.images, 7);
     return at::cat(parts);
   };
@@ -70,18 +66,21 @@ TEST_F(Folders, NamesCarryPipelineAndTap) {
     return compare(CompareMetric::fid, side, side, *encoder)["metrics"].items().begin().key();
   };
   EXPECT_THAT(named({}), testing::MatchesRegex("FD\\[inception@[0-9a-f]*,clean\\]"));
-  EXPECT_THAT(named({.pipeline = "tf-legacy", .tap = "768"}), testing::MatchesRegex("FD\\[inception@[0-9a-f]*,tf-legacy,tap=768\\]"));
+  EXPECT_THAT(named({.pipeline = "tf-legacy", .tap = "768"}),
+              testing::MatchesRegex("FD\\[inception@[0-9a-f]*,tf-legacy,tap=768\\]"));
   EXPECT_EQ(slim({.tap = "spatial"})->features(picture(20, 20, 1).unsqueeze(0)).size(1), 7 * 17 * 17);
   EXPECT_THAT(message_of([] { slim({.pipeline = "fast"}); }), HasSubstr("torchmetrics"));
   EXPECT_THAT(message_of([] { slim({.tap = "1024"}); }), HasSubstr("2048"));
-  EXPECT_THAT(message_of([] { load_image_encoder(kGolden / "vgg16", "vgg", at::kCPU, {.pipeline = "clean"}); }), HasSubstr("leave both unset"));
+  EXPECT_THAT(message_of([] { load_image_encoder(kGolden / "vgg16", "vgg", at::kCPU, {.pipeline = "clean"}); }),
+              HasSubstr("leave both unset"));
 }
 
 TEST_F(Folders, BrokenFilesAreNamedOrSkippedAndCounted) {
   const auto encoder = slim();
   add("a.png", 20, 20, 1), add("b.png", 30, 20, 2);
   write("empty.png", "");
-  EXPECT_THAT(message_of([&] { load_side(folder, *encoder); }), testing::AllOf(HasSubstr("empty.png"), HasSubstr("empty")));
+  EXPECT_THAT(message_of([&] { load_side(folder, *encoder); }),
+              testing::AllOf(HasSubstr("empty.png"), HasSubstr("empty")));
   std::filesystem::remove(folder / "empty.png");
   const std::string whole = read_text(add("torn.jpg", 40, 40, 3));
   write("torn.jpg", whole.substr(0, whole.size() / 3));
@@ -111,7 +110,9 @@ TEST_F(Folders, CaptionsMustNameImagesThatExist) {
   add("a.png", 20, 20, 1);
   class Clip : public TextImageEncoder {
     Tensor image_embeddings(const Tensor& x) const override { return unit(x.size(0)); }
-    Tensor text_embeddings(const std::vector<std::string>& t) const override { return unit(static_cast<int64_t>(t.size())); }
+    Tensor text_embeddings(const std::vector<std::string>& t) const override {
+      return unit(static_cast<int64_t>(t.size()));
+    }
     EncoderIdentity identity() const override { return {"clip", std::string(64, 'c')}; }
     static Tensor unit(int64_t n) { return at::eye(4).narrow(0, 0, 1).expand({n, 4}); }
   } clip;
@@ -121,16 +122,21 @@ TEST_F(Folders, CaptionsMustNameImagesThatExist) {
   };
   const Json good = score("{\"file_name\": \"a.png\", \"text\": \"a\"}\n\n");
   EXPECT_NEAR(good["metrics"]["CLIPScore[clip@cccccccc,hessel]"]["value"].get<double>(), 2.5, 1e-6);
-  EXPECT_THAT(message_of([&] { score("{\"file_name\": \"a.png\", \"text\": \"a\"}\n{\"file_name\": \"b.png\", \"text\": \"b\"}\n"); }),
+  EXPECT_THAT(message_of([&] {
+                score("{\"file_name\": \"a.png\", \"text\": \"a\"}\n{\"file_name\": \"b.png\", \"text\": \"b\"}\n");
+              }),
               testing::AllOf(HasSubstr("metadata.jsonl:2"), HasSubstr("there is no image"), HasSubstr("b.png")));
   EXPECT_THAT(message_of([&] { score("{\"file_name\": \"a.png\"}\n"); }), HasSubstr("metadata.jsonl:1"));
   EXPECT_THAT(message_of([] { find_clip_score("clip"); }), HasSubstr("torchmetrics"));
 }
 
 TEST_F(Folders, ATokenizerOfAnotherNetworkIsRefused) {
-  for (const char* name : {"config.json", "model.safetensors"}) std::filesystem::copy(kGolden / "clip_model" / name, folder / name);
-  for (const char* name : {"vocab.json", "merges.txt", "tokenizer_config.json"}) std::filesystem::copy(kGolden / "clip_tokenizer" / name, folder / name);
-  EXPECT_THAT(message_of([&] { load_text_image_encoder(folder, "clip", at::kCPU); }), HasSubstr("the network reads 120 and 12"));
+  for (const char* name : {"config.json", "model.safetensors"})
+    std::filesystem::copy(kGolden / "clip_model" / name, folder / name);
+  for (const char* name : {"vocab.json", "merges.txt", "tokenizer_config.json"})
+    std::filesystem::copy(kGolden / "clip_tokenizer" / name, folder / name);
+  EXPECT_THAT(message_of([&] { load_text_image_encoder(folder, "clip", at::kCPU); }),
+              HasSubstr("the network reads 120 and 12"));
 }
 
 // Each definition by hand: cosines 0.5 and -0.25.
@@ -142,8 +148,8 @@ TEST(ClipScores, FiveDefinitions) {
   EXPECT_NEAR(value("taited"), 80 * 0.125, 1e-12);
   EXPECT_NEAR(value("gigagan"), 0.125, 1e-12);
   EXPECT_NEAR(value("mlperf"), 12.5, 1e-12);
-  EXPECT_NEAR(clip_score(find_clip_score("torchmetrics"), -cosines, 80).value, 0, 1e-12);   // the mean is clamped
-  EXPECT_NEAR(clip_score(find_clip_score("mlperf"), -cosines, 80).value, -12.5, 1e-12);     // here it is not
+  EXPECT_NEAR(clip_score(find_clip_score("torchmetrics"), -cosines, 80).value, 0, 1e-12);  // the mean is clamped
+  EXPECT_NEAR(clip_score(find_clip_score("mlperf"), -cosines, 80).value, -12.5, 1e-12);    // here it is not
 }
 
 }  // namespace

@@ -19,6 +19,7 @@
 #include "src/config/config.h"
 #include "src/tensor/ops.h"
 #include "src/tensor/rng.h"
+#include "tests/support/message_of.h"
 
 namespace fewstep::eval {
 namespace {
@@ -27,16 +28,6 @@ using testing::HasSubstr;
 namespace fs = std::filesystem;
 
 const EncoderIdentity kJudge{"judge", "1a2b3c4d" + std::string(56, '0')};
-
-template <class E, class F>
-std::string message_of(F f) {
-  try {
-    f();
-  } catch (const E& e) {
-    return e.what();
-  }
-  return "(nothing was thrown)";
-}
 
 // --- names
 

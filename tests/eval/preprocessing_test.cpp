@@ -1,4 +1,5 @@
-// Each named image pipeline against the package it is named after (tests/golden/preprocessing, tools/golden/preprocessing.py).
+// Each named image pipeline against the package it is named after (tests/golden/preprocessing,
+// tools/golden/preprocessing.py).
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -7,6 +8,7 @@
 #include "src/base/text.h"
 #include "src/io/safetensors.h"
 #include "src/tensor/ops.h"
+#include "tests/support/message_of.h"
 
 namespace fewstep::eval {
 namespace {
@@ -49,12 +51,16 @@ TEST(Preprocessing, EveryPipelineEqualsItsPackage) {
 
 // The four pipelines are not the same: were one called for another, the test above would have to fail.
 TEST(Preprocessing, PipelinesDiffer) {
-  const Tensor image = io::Safetensors(FEWSTEP_SOURCE_DIR "/tests/golden/preprocessing/io.safetensors").all().at("input.wide").unsqueeze(0);
+  const Tensor image = io::Safetensors(FEWSTEP_SOURCE_DIR "/tests/golden/preprocessing/io.safetensors")
+                           .all()
+                           .at("input.wide")
+                           .unsqueeze(0);
   const auto all = inception_pipelines();
   ASSERT_EQ(all.size(), 4u);
   for (size_t i = 0; i < all.size(); ++i)
     for (size_t j = 0; j < i; ++j)
-      EXPECT_GT((all[i].apply(image, 20) - all[j].apply(image, 20)).abs().max().item<double>(), 0.5 / 128) << all[i].name << " " << all[j].name;
+      EXPECT_GT((all[i].apply(image, 20) - all[j].apply(image, 20)).abs().max().item<double>(), 0.5 / 128)
+          << all[i].name << " " << all[j].name;
 }
 
 // At the network's own size nothing is resized; the two value maps differ by up to 1/128.
@@ -67,20 +73,13 @@ TEST(Preprocessing, NoResizeAtTheSameSize) {
   EXPECT_NEAR((other - minus128).max().item<double>(), 1.0 / 128, 1e-6);
 }
 
-template <class F>
-std::string message_of(F f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
-}
-
 TEST(Preprocessing, FloatsAndUnknownNamesAreErrors) {
-  EXPECT_THAT(message_of([] { find_inception_pipeline("clean").apply(at::rand({1, 3, 8, 8}) * 2 - 1, 8); }),
+  EXPECT_THAT(message_of([] {
+                find_inception_pipeline("clean").apply(at::rand({1, 3, 8, 8}) * 2 - 1, 8);
+              }),
               testing::HasSubstr("images for an encoder must be uint8 in [0, 255], got Float"));
-  EXPECT_THAT(message_of([] { find_inception_pipeline("cleen"); }), testing::AllOf(testing::HasSubstr("clean"), testing::HasSubstr("tf-legacy")));
+  EXPECT_THAT(message_of([] { find_inception_pipeline("cleen"); }),
+              testing::AllOf(testing::HasSubstr("clean"), testing::HasSubstr("tf-legacy")));
 }
 
 }  // namespace

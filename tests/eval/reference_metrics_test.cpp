@@ -57,7 +57,8 @@ TEST(InceptionScore, EndsOfTheScale) {
 
 TEST_F(Reference, KernelDistanceOnTheSameSubsets) {
   const KidSubsets kid = kid_subsets(a, b, 20, 50, 2020);
-  EXPECT_NEAR(kid.mean, value("kernel_inception_distance_mean"), 1e-6 * std::abs(value("kernel_inception_distance_mean")));
+  EXPECT_NEAR(kid.mean, value("kernel_inception_distance_mean"),
+              1e-6 * std::abs(value("kernel_inception_distance_mean")));
   EXPECT_NEAR(kid.std, value("kernel_inception_distance_std"), 1e-6 * std::abs(value("kernel_inception_distance_std")));
   EXPECT_THROW(kid_subsets(a, b, 20, 121), ConfigError);
 }
@@ -81,7 +82,8 @@ TEST_F(Reference, FrechetDistance) {
   EXPECT_NEAR(frechet_distance(sa, sb), value("frechet_distance"), 1e-9 * value("frechet_distance"));
 }
 
-// Two samples of one Gaussian in 16 dimensions: the distance at N = 400 is bias of the order 1 / N, its extrapolation is not.
+// Two samples of one Gaussian in 16 dimensions: the distance at N = 400 is bias of the order 1 / N, its extrapolation
+// is not.
 TEST(FrechetInfinity, RemovesTheSampledSidesBias) {
   constexpr int64_t kDim = 16, kCount = 400;
   const auto normal = [](int64_t n, int64_t key) {
@@ -103,8 +105,8 @@ TEST(FrechetInfinity, RemovesTheSampledSidesBias) {
   EXPECT_THROW(frechet_infinity(reference, normal(3, 5)), ConfigError);
 }
 
-// Nominal 95 % over 300 trials of two Gaussians with a known distance, at N / D of 5 and 20: what is covered is the expected distance at
-// that N, which holds the bias of 1 / N.
+// Nominal 95 % over 300 trials of two Gaussians with a known distance, at N / D of 5 and 20: what is covered is the
+// expected distance at that N, which holds the bias of 1 / N.
 TEST(FrechetInterval, CoversTheExpectedDistance) {
   constexpr int64_t kDim = 12, kTrials = 300;
   at::Generator g = at::detail::createCPUGenerator(11);

@@ -16,22 +16,13 @@
 #include "src/config/config.h"
 #include "src/tensor/ops.h"
 #include "src/tensor/rng.h"
+#include "tests/support/message_of.h"
 
 namespace fewstep::eval {
 namespace {
 
 using testing::HasSubstr;
 namespace fs = std::filesystem;
-
-template <class E, class F>
-std::string message_of(F f) {
-  try {
-    f();
-  } catch (const E& e) {
-    return e.what();
-  }
-  return "(nothing was thrown)";
-}
 
 // --- the classifier
 

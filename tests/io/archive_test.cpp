@@ -10,6 +10,7 @@
 #include "src/io/archive.h"
 #include "src/io/npz.h"
 #include "src/tensor/ops.h"
+#include "tests/support/message_of.h"
 
 namespace fewstep::io {
 namespace {
@@ -24,16 +25,6 @@ class Archive : public testing::Test {
   void SetUp() override { fs::remove_all(folder), fs::create_directories(folder); }
   void TearDown() override { fs::remove_all(folder); }
 };
-
-template <class F>
-std::string message_of(F f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
-}
 
 TEST_F(Archive, ZipComesBackAsWritten) {
   const std::string big(300000, 'x');
@@ -53,7 +44,11 @@ TEST_F(Archive, ZipComesBackAsWritten) {
 
 TEST_F(Archive, TarsWithAndWithoutCompression) {
   std::ofstream(folder / "x.txt") << "hello";
-  ASSERT_EQ(std::system(fmt::format("cd {0} && mkdir d && cp x.txt d/y.txt && tar cf a.tar x.txt d && tar czf a.tgz x.txt d", folder.string()).c_str()), 0);
+  ASSERT_EQ(
+      std::system(fmt::format("cd {0} && mkdir d && cp x.txt d/y.txt && tar cf a.tar x.txt d && tar czf a.tgz x.txt d",
+                              folder.string())
+                      .c_str()),
+      0);
   for (const char* name : {"a.tar", "a.tgz"}) {
     EXPECT_TRUE(is_archive_name(folder / name));
     EXPECT_THAT(archive_names(folder / name), ElementsAre("x.txt", "d/y.txt")) << name;  // folders are no files
@@ -73,7 +68,8 @@ TEST_F(Archive, BrokenFilesAreNamed) {
   EXPECT_THAT(message_of([&] { archive_names(folder / "no.zip"); }), HasSubstr("no.zip"));
   write_zip(folder / "a.zip", {{"x", std::string(100000, 'y')}});
   fs::resize_file(folder / "a.zip", 5000);
-  EXPECT_THAT(message_of([&] { read_archive(folder / "a.zip", [](const std::string&, std::string) { return true; }); }), HasSubstr("a.zip"));
+  EXPECT_THAT(message_of([&] { read_archive(folder / "a.zip", [](const std::string&, std::string) { return true; }); }),
+              HasSubstr("a.zip"));
   EXPECT_THAT(message_of([&] { archive_names(folder / "absent.tar"); }), HasSubstr("absent.tar"));
 }
 
@@ -95,13 +91,16 @@ TEST_F(Archive, NumpysArraysOfEveryKind) {
 }
 
 TEST_F(Archive, NpzWrittenIsReadBackBitForBit) {
-  const TensorMap arrays{{"mu", at::arange(7, at::kDouble).sin()}, {"sigma", at::arange(12, at::kDouble).cos().view({3, 4}).t()}, {"n", at::scalar_tensor(5, at::kLong)}};
+  const TensorMap arrays{{"mu", at::arange(7, at::kDouble).sin()},
+                         {"sigma", at::arange(12, at::kDouble).cos().view({3, 4}).t()},
+                         {"n", at::scalar_tensor(5, at::kLong)}};
   write_npz(folder / "s.npz", arrays);
   const TensorMap back = read_npz(folder / "s.npz");
   ASSERT_EQ(back.size(), 3u);
   for (const auto& [name, t] : arrays) EXPECT_TRUE(back.at(name).equal(t)) << name;
   write_zip(folder / "torn.npz", {{"mu.npy", "\x93NUMPY but no more"}});
-  EXPECT_THAT(message_of([&] { read_npz(folder / "torn.npz"); }), testing::AllOf(HasSubstr("torn.npz"), HasSubstr("'mu'")));
+  EXPECT_THAT(message_of([&] { read_npz(folder / "torn.npz"); }),
+              testing::AllOf(HasSubstr("torn.npz"), HasSubstr("'mu'")));
 }
 
 }  // namespace

@@ -7,6 +7,8 @@
 #include <fstream>
 #include <string>
 
+#include "tests/support/message_of.h"
+
 namespace fewstep {
 
 struct Scratch {
@@ -27,18 +29,6 @@ struct Scratch {
 inline void write_raw(const std::filesystem::path& path, std::string_view bytes) {
   std::filesystem::create_directories(path.parent_path());
   std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-}
-
-// The message of the E that `call` throws; the test fails when it throws nothing.
-template <class E, class F>
-std::string message_of(F&& call) {
-  try {
-    call();
-  } catch (const E& e) {
-    return e.what();
-  }
-  ADD_FAILURE() << "no error was thrown";
-  return "";
 }
 
 }  // namespace fewstep

@@ -15,6 +15,7 @@
 #include "src/models/vgg16.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
+#include "tests/support/message_of.h"
 
 namespace fewstep::models {
 namespace {
@@ -28,18 +29,9 @@ class Folder {
     std::filesystem::copy(kGolden / golden, path);
   }
   ~Folder() { std::filesystem::remove_all(path); }
-  const std::filesystem::path path = std::filesystem::temp_directory_path() / fmt::format("fewstep-encoders-{}", ::getpid());
+  const std::filesystem::path path =
+      std::filesystem::temp_directory_path() / fmt::format("fewstep-encoders-{}", ::getpid());
 };
-
-template <class F>
-std::string message_of(F f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
-}
 
 int64_t numbers(const nn::Module& module) {
   int64_t n = 0;
@@ -87,13 +79,20 @@ TEST(FidInception, LogitsHaveNoBias) {
   const NoGrad no_grad;
   const auto module = load_model(kGolden / "fid_inception_slim16");
   auto& network = dynamic_cast<FidInception&>(*module);
-  EXPECT_EQ(network.unbiased_logits(at::zeros({1, network.width(InceptionDepth::pool3)})).abs().max().item<double>(), 0);
+  EXPECT_EQ(network.unbiased_logits(at::zeros({1, network.width(InceptionDepth::pool3)})).abs().max().item<double>(),
+            0);
 }
 
 TEST(FidInception, RefusesOtherSizesAndDivisors) {
   const nn::BuildScope meta(at::kMeta);
-  EXPECT_THAT(message_of([] { FidInception({.channel_divisor = 16})(at::zeros({1, 3, 256, 256})); }), testing::HasSubstr("[-1, 3, 299, 299]"));
-  EXPECT_THAT(message_of([] { FidInceptionConfig::from_json({{"channel_divisor", 3}}, "here"); }), testing::HasSubstr("1, 2, 4, 8 or 16"));
+  EXPECT_THAT(message_of([] {
+                FidInception({.channel_divisor = 16})(at::zeros({1, 3, 256, 256}));
+              }),
+              testing::HasSubstr("[-1, 3, 299, 299]"));
+  EXPECT_THAT(message_of([] {
+                FidInceptionConfig::from_json({{"channel_divisor", 3}}, "here");
+              }),
+              testing::HasSubstr("1, 2, 4, 8 or 16"));
 }
 
 // Checkpoints on the hub write CLIPTextModel with the prefix "text_model."; transformers 5 writes it without.
@@ -109,21 +108,30 @@ TEST(ClipText, FullSizesAreThoseOfStableDiffusionXl) {
   small.hidden_size = 768, small.intermediate_size = 3072, small.num_attention_heads = 12;
   EXPECT_EQ(numbers(ClipTextModel(small)), 123060480);
   ClipTextConfig large;
-  large.hidden_size = 1280, large.intermediate_size = 5120, large.num_attention_heads = 20, large.num_hidden_layers = 32;
+  large.hidden_size = 1280, large.intermediate_size = 5120, large.num_attention_heads = 20,
+  large.num_hidden_layers = 32;
   large.projection_dim = 1280, large.projection = true;
   EXPECT_EQ(numbers(ClipTextModel(large)), 694659840);
 }
 
 TEST(ClipText, LongTextsAndUnknownActivationsAreErrors) {
   const auto module = load_model(kGolden / "clip_text_encoder");
-  EXPECT_THAT(message_of([&] { dynamic_cast<const ClipTextModel&>(*module)(at::zeros({1, 21}, at::kLong)); }),
+  EXPECT_THAT(message_of([&] {
+                dynamic_cast<const ClipTextModel&> (*module)(at::zeros({1, 21}, at::kLong));
+              }),
               testing::HasSubstr("texts of 21 tokens, the text encoder reads at most 20"));
-  EXPECT_THAT(message_of([] { ClipTextConfig::from_json({{"hidden_act", "gelu_new"}}, "here"); }), testing::HasSubstr("hidden_act in here"));
+  EXPECT_THAT(message_of([] {
+                ClipTextConfig::from_json({{"hidden_act", "gelu_new"}}, "here");
+              }),
+              testing::HasSubstr("hidden_act in here"));
 }
 
 TEST(Dinov2, SidesMustBeMultiplesOfThePatch) {
   const auto module = load_model(kGolden / "dinov2");
-  EXPECT_THAT(message_of([&] { dynamic_cast<const Dinov2Model&>(*module)(at::zeros({1, 3, 56, 57})); }), testing::HasSubstr("multiples of 14"));
+  EXPECT_THAT(message_of([&] {
+                dynamic_cast<const Dinov2Model&> (*module)(at::zeros({1, 3, 56, 57}));
+              }),
+              testing::HasSubstr("multiples of 14"));
 }
 
 // The giant model's SwiGLU: sizes of facebook/dinov2-giant, and one block computed by hand.

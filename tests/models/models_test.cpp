@@ -13,6 +13,7 @@
 #include "src/models/vq_model.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
+#include "tests/support/message_of.h"
 
 namespace fewstep {
 namespace {
@@ -22,16 +23,6 @@ using models::LlamaForCausalLM;
 using testing::HasSubstr;
 
 double max_difference(const Tensor& a, const Tensor& b) { return (a - b).abs().max().item<double>(); }
-
-template <class F>
-std::string message_of(F f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "(no error)";
-}
 
 LlamaConfig small_llama() {
   LlamaConfig c;
