@@ -16,10 +16,10 @@ namespace fewstep::eval {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr const char* kFormat = "fewstep-feature-statistics-2";
+constexpr const char* kStatisticsFormat = "fewstep-feature-statistics-2";
 
 Json to_json(const Provenance& p) {
-  return {{"format", kFormat},      {"encoder_sha256", p.encoder_sha256},
+  return {{"format", kStatisticsFormat},      {"encoder_sha256", p.encoder_sha256},
           {"pipeline", p.pipeline}, {"data_sha256", p.data_sha256},
           {"version", p.version},   {"count", p.count}};
 }
@@ -66,8 +66,8 @@ StatisticsFile load_h5(const fs::path& path) {
   if (!file.contains("mean") || !file.contains("covariance") || !file.has_attribute("provenance"))
     fail<DataError>("{}: not a file of feature statistics (mean, covariance, provenance)", path.string());
   const Json json = Json::parse(file.attribute_string("provenance"), nullptr, false);
-  if (!json.is_object() || json.value("format", "") != kFormat)
-    fail<DataError>("{}: its provenance is not of the format {}", path.string(), kFormat);
+  if (!json.is_object() || json.value("format", "") != kStatisticsFormat)
+    fail<DataError>("{}: its provenance is not of the format {}", path.string(), kStatisticsFormat);
   const Tensor mean = file.read("mean").to(at::kDouble), covariance = file.read("covariance").to(at::kDouble);
   check_moments(path, mean, covariance);
   const Provenance p = provenance_of(json);

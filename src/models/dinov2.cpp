@@ -9,7 +9,8 @@
 #include "src/tensor/shape.h"
 
 namespace fewstep::models {
-namespace {
+// Named: a unity build would give members of anonymous types to a class with linkage.
+namespace dinov2_parts {
 
 constexpr double kInitialRange = 0.02;
 
@@ -71,7 +72,8 @@ struct SwigluMlp : nn::Module {
   nn::Linear weights_in, weights_out;
 };
 
-}  // namespace
+}  // namespace dinov2_parts
+using namespace dinov2_parts;
 
 struct Dinov2Layer : nn::Module {
   explicit Dinov2Layer(const Dinov2Config& c)

@@ -8,7 +8,8 @@
 #include "src/tensor/shape.h"
 
 namespace fewstep::models {
-namespace {
+// Named: a unity build would give members of anonymous types to a class with linkage.
+namespace fid_inception_parts {
 
 constexpr std::array<int64_t, 4> kWidths = {64, 192, 768, 2048};
 
@@ -156,7 +157,8 @@ struct MixedE : Block {  // 7b, 7c
   bool pool_by_maximum;
 };
 
-}  // namespace
+}  // namespace fid_inception_parts
+using namespace fid_inception_parts;
 
 // Holds the blocks; FidInception registers them under its own names.
 struct FidInception::Network {
