@@ -20,7 +20,7 @@ constexpr ClipScoreKind kKinds[] = {
     {"taited", "exp(logit_scale) cos, as the clip-score package", "", ClipCleaning::open_clip,
      [](const Tensor& c, double scale) { return scale * c; }, false},
     {"gigagan", "cos, captions after 'A photo depicts': GigaGAN, DMD2", kPhoto, ClipCleaning::open_clip,
-     [](const Tensor& c, double) { return c * 1.0; }, false},
+     [](const Tensor& c, double) { return c; }, false},
     {"mlperf", "100 cos", "", ClipCleaning::open_clip, [](const Tensor& c, double) { return 100 * c; }, false},
 };
 

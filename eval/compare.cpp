@@ -95,6 +95,7 @@ CompareSide load_side(const fs::path& path, const ImageEncoder& encoder, const C
 Json write_statistics(const fs::path& folder, const fs::path& out, const ImageEncoder& encoder,
                       const CompareOptions& options) {
   if (!is_statistics_name(out)) fail<ConfigError>("{}: statistics are kept in .h5 or .npz files", out.string());
+  if (!fs::is_directory(folder)) fail<DataError>("{}: no such folder of images", folder.string());
   const CompareSide side = load_side(folder, encoder, options);
   const EncoderIdentity identity = encoder.identity();
   const std::string hash = content_hash(folder, image_files(folder));
@@ -141,7 +142,7 @@ Values kernel_values(const CompareSide& a, const CompareSide& b, const EncoderId
   Values out;
   out[metric_name("KD", identity)] = {.value = kernel_distance(a.features, b.features), .n = m};
   if (options.kid_subsets == 0) return out;
-  const KidSubsets kid = kid_subsets(a.features, b.features, options.kid_subsets, options.kid_subset_size);
+  const MeanStd kid = kid_subsets(a.features, b.features, options.kid_subsets, options.kid_subset_size);
   const std::string detail = fmt::format("{}x{}", options.kid_subsets, options.kid_subset_size);
   out[metric_name("KD", identity, detail)] = {
       .value = kid.mean, .n = m, .note = fmt::format("std over subsets {:.3g}", kid.std)};
@@ -199,7 +200,7 @@ Json score_inception(const CompareSide& side, const ImageEncoder& encoder, int64
   if (!side.logits.defined())
     fail<ConfigError>("{}: this network has no classes, or the statistics no logits; the inception score needs both",
                       side.path);
-  const InceptionScore score = inception_score(side.logits, splits);
+  const MeanStd score = inception_score(side.logits, splits);
   const EncoderIdentity identity = encoder.identity();
   return described(
       identity,

@@ -2,6 +2,7 @@
 
 #include <fmt/ranges.h>
 
+#include <atomic>
 #include <nlohmann/json.hpp>
 
 #include "src/base/error.h"
@@ -85,11 +86,17 @@ class SmallClip : public TextImageEncoder {
     auto rows = ids.accessor<int64_t, 2>();
     for (size_t i = 0; i < texts.size(); ++i) {
       const std::vector<int64_t> tokens = tokenizer_.encode(texts[i]);
+      truncated_ += static_cast<int64_t>(tokens.size()) > length;
       for (size_t t = 0; t < std::min<size_t>(tokens.size(), static_cast<size_t>(length)); ++t)
         rows[static_cast<int64_t>(i)][static_cast<int64_t>(t)] = tokens[t];
     }
     return model_.text_embeddings(ids.to(device_)).to(at::kCPU, at::kFloat);
   }
+  double logit_scale() const override {
+    const NoGrad no_grad;
+    return model_.scale().item<double>();
+  }
+  int64_t truncated() const override { return truncated_; }
   EncoderIdentity identity() const override { return identity_; }
 
  private:
@@ -98,6 +105,7 @@ class SmallClip : public TextImageEncoder {
   text::BpeTokenizer tokenizer_;
   EncoderIdentity identity_;
   at::Device device_;
+  mutable std::atomic<int64_t> truncated_ = 0;
 };
 
 std::unique_ptr<nn::Module> load_frozen(const fs::path& component, at::Device device) {

@@ -33,8 +33,8 @@ class TextImageEncoder {
   virtual Tensor prepare(const Tensor& image) const { return image; }
   virtual Tensor embed_prepared(const Tensor& batch) const { return image_embeddings(batch); }
   virtual Tensor text_embeddings(const std::vector<std::string>& texts) const = 0;  // [B, E], unit length
-  virtual double logit_scale() const { return 100; }                                // exp(logit_scale)
-  virtual int64_t truncated() const { return 0; }  // texts so far that were too long and were cut
+  virtual double logit_scale() const = 0;                                // exp(logit_scale)
+  virtual int64_t truncated() const = 0;  // texts so far that were too long and were cut
   virtual EncoderIdentity identity() const = 0;
 };
 

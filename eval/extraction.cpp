@@ -7,6 +7,7 @@
 #include "src/base/log.h"
 #include "src/base/progress.h"
 #include "src/base/queue.h"
+#include "src/base/signals.h"
 #include "src/io/image.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
@@ -86,6 +87,7 @@ Extraction extract(const std::vector<std::filesystem::path>& files, const ImageE
     batch.clear();
   };
   for (size_t i = 0; i < files.size(); ++i) {
+    if (signals::stop_requested()) throw Interrupted("evaluation stopped; nothing was written");
     Prepared item = workers.take(i);
     progress.update(static_cast<int64_t>(i) + 1);
     if (!item.row.defined()) {

@@ -8,7 +8,7 @@
 
 namespace fewstep::eval {
 
-InceptionScore inception_score(const Tensor& logits, int64_t splits, bool shuffle, uint32_t seed) {
+MeanStd inception_score(const Tensor& logits, int64_t splits, bool shuffle, uint32_t seed) {
   const NoGrad no_grad;
   const int64_t N = dims<2>(logits)[0];
   if (splits < 1 || N < splits) fail<ConfigError>("inception score: {} images do not make {} splits", N, splits);
@@ -22,11 +22,7 @@ InceptionScore inception_score(const Tensor& logits, int64_t splits, bool shuffl
     const Tensor part = p.slice(0, begin, end), mean = part.mean(0, /*keepdim=*/true);
     scores.push_back((part * (log_p.slice(0, begin, end) - mean.log())).sum(1).mean().exp().item<double>());
   }
-  InceptionScore out;
-  for (const double s : scores) out.mean += s / static_cast<double>(splits);
-  for (const double s : scores) out.std += (s - out.mean) * (s - out.mean) / static_cast<double>(splits);
-  out.std = std::sqrt(out.std);
-  return out;
+  return mean_and_std(scores);
 }
 
 }  // namespace fewstep::eval

@@ -2,15 +2,14 @@
 #pragma once
 #include <cstdint>
 
+#include "eval/numpy_random.h"
 #include "src/tensor/fwd.h"
 
 namespace fewstep::eval {
 
-struct InceptionScore {
-  double mean = 0, std = 0;  // over the splits (std of the population, as numpy.std)
-};
-// logits [N, K] of the InceptionV3 of FID without the bias of fc. Softmax in float64. With `shuffle` in numpy's order
-// for that seed (torch-fidelity: 2020), else as they are. ConfigError when there are fewer rows than splits.
-InceptionScore inception_score(const Tensor& logits, int64_t splits = 10, bool shuffle = true, uint32_t seed = 2020);
+// Mean and deviation over the splits. logits [N, K] of the InceptionV3 of FID without the bias of fc. Softmax in
+// float64. With `shuffle` in numpy's order for that seed (torch-fidelity: 2020), else as they are. ConfigError when
+// there are fewer rows than splits.
+MeanStd inception_score(const Tensor& logits, int64_t splits = 10, bool shuffle = true, uint32_t seed = 2020);
 
 }  // namespace fewstep::eval

@@ -1,6 +1,5 @@
 #include "eval/kernel_distance.h"
 
-#include "eval/numpy_random.h"
 #include "src/base/error.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
@@ -37,7 +36,7 @@ double kernel_distance(const Tensor& a, const Tensor& b, int64_t block) {
   return distance;
 }
 
-KidSubsets kid_subsets(const Tensor& a, const Tensor& b, int64_t subsets, int64_t size, uint32_t seed) {
+MeanStd kid_subsets(const Tensor& a, const Tensor& b, int64_t subsets, int64_t size, uint32_t seed) {
   const NoGrad no_grad;
   const int64_t N = dims<2>(a)[0], M = dims<2>(b)[0];
   if (subsets < 1 || size < 2) fail<ConfigError>("KID: {} subsets of {} images", subsets, size);
@@ -51,16 +50,12 @@ KidSubsets kid_subsets(const Tensor& a, const Tensor& b, int64_t subsets, int64_
     order.resize(static_cast<size_t>(size));
     return x.index_select(0, at::tensor(order, at::kLong));
   };
-  KidSubsets out;
   std::vector<double> values;
   for (int64_t i = 0; i < subsets; ++i) {
     const Tensor x = draw(a), y = draw(b);  // in this order: the two draws share one stream
     values.push_back(kernel_distance(x, y));
   }
-  for (const double v : values) out.mean += v / static_cast<double>(subsets);
-  for (const double v : values) out.std += (v - out.mean) * (v - out.mean) / static_cast<double>(subsets);
-  out.std = std::sqrt(out.std);
-  return out;
+  return mean_and_std(values);
 }
 
 namespace {

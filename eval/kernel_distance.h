@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "eval/numpy_random.h"
 #include "src/tensor/fwd.h"
 
 namespace fewstep::eval {
@@ -12,11 +13,7 @@ double kernel_distance(const Tensor& a, const Tensor& b, int64_t block = 1024);
 
 // KID as most tools print it: mean and deviation (of the population) of the same estimator on random subsets of both
 // sets, drawn in numpy's order for that seed (torch-fidelity: 2020). ConfigError when a set is smaller than a subset.
-struct KidSubsets {
-  double mean = 0, std = 0;
-};
-KidSubsets kid_subsets(const Tensor& a, const Tensor& b, int64_t subsets = 100, int64_t size = 1000,
-                       uint32_t seed = 2020);
+MeanStd kid_subsets(const Tensor& a, const Tensor& b, int64_t subsets = 100, int64_t size = 1000, uint32_t seed = 2020);
 
 // CMMD (Jayasumana et al. 2024, arXiv 2401.09603): 1000 x the biased MMD^2 (diagonals included) with k = exp(-|x - y|^2
 // / (2 sigma^2)), sigma 10, of CLIP embeddings of unit length. In blocks: no N x N matrix is kept.

@@ -1,10 +1,20 @@
 #include "eval/numpy_random.h"
 
 #include <bit>
+#include <cmath>
 #include <numeric>
 #include <utility>
 
 namespace fewstep::eval {
+
+MeanStd mean_and_std(const std::vector<double>& values) {
+  MeanStd out;
+  const double n = static_cast<double>(values.size());
+  for (const double v : values) out.mean += v / n;
+  for (const double v : values) out.std += (v - out.mean) * (v - out.mean) / n;
+  out.std = std::sqrt(out.std);
+  return out;
+}
 
 uint32_t NumpyRandom::interval(uint32_t most) {
   if (most == 0) return 0;

@@ -1,11 +1,15 @@
-// The permutations of numpy.random.RandomState: other tools draw their subsets with it, and equal subsets make equal
-// numbers.
+// numpy's rules where other tools' numbers hang on them: the permutations of numpy.random.RandomState, and numpy.std.
 #pragma once
 #include <cstdint>
 #include <random>
 #include <vector>
 
 namespace fewstep::eval {
+
+struct MeanStd {
+  double mean = 0, std = 0;  // std of the population, as numpy.std
+};
+MeanStd mean_and_std(const std::vector<double>& values);
 
 class NumpyRandom {
  public:

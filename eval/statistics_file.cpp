@@ -19,14 +19,18 @@ namespace fs = std::filesystem;
 constexpr const char* kStatisticsFormat = "fewstep-feature-statistics-2";
 
 Json to_json(const Provenance& p) {
-  return {{"format", kStatisticsFormat},      {"encoder_sha256", p.encoder_sha256},
-          {"pipeline", p.pipeline}, {"data_sha256", p.data_sha256},
-          {"version", p.version},   {"count", p.count}};
+  return {{"format", kStatisticsFormat}, {"encoder_sha256", p.encoder_sha256},
+          {"pipeline", p.pipeline},      {"data_sha256", p.data_sha256},
+          {"version", p.version},        {"count", p.count}};
 }
-Provenance provenance_of(const Json& json) {
-  const auto text = [&](const char* key) { return json.value(key, std::string()); };
-  return {text("encoder_sha256"), text("pipeline"), text("data_sha256"), text("version"),
-          json.value("count", int64_t{0})};
+Provenance provenance_of(const fs::path& path, const Json& json) {
+  try {
+    const auto text = [&](const char* key) { return json.value(key, std::string()); };
+    return {text("encoder_sha256"), text("pipeline"), text("data_sha256"), text("version"),
+            json.value("count", int64_t{0})};
+  } catch (const nlohmann::json::exception& e) {
+    fail<DataError>("{}: its provenance cannot be read: {}", path.string(), e.what());
+  }
 }
 
 // Of float64 mean [D] and covariance or scatter [D, D].
@@ -53,9 +57,9 @@ StatisticsFile load_npz(const fs::path& path) {
     const Tensor bytes = it->second.contiguous();
     const Json json = Json::parse(
         std::string(static_cast<const char*>(bytes.data_ptr()), static_cast<size_t>(bytes.numel())), nullptr, false);
-    if (json.is_object()) out.provenance = provenance_of(json);
+    if (json.is_object()) out.provenance = provenance_of(path, json);
   }
-  if (const auto it = arrays.find("n"); it != arrays.end())
+  if (const auto it = arrays.find("n"); it != arrays.end() && it->second.numel() == 1)
     out.provenance.count = it->second.to(at::kLong).item<int64_t>();
   out.statistics = FeatureStatistics::from_moments(mean, covariance, out.provenance.count);
   return out;
@@ -70,7 +74,7 @@ StatisticsFile load_h5(const fs::path& path) {
     fail<DataError>("{}: its provenance is not of the format {}", path.string(), kStatisticsFormat);
   const Tensor mean = file.read("mean").to(at::kDouble), covariance = file.read("covariance").to(at::kDouble);
   check_moments(path, mean, covariance);
-  const Provenance p = provenance_of(json);
+  const Provenance p = provenance_of(path, json);
   return {FeatureStatistics::from_moments(mean, covariance, p.count), p};
 }
 

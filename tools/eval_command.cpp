@@ -110,6 +110,17 @@ void add_encoder(CLI::App& command, EvalArguments& a) {
 
 void add_eval_command(CLI::App& app) {
   auto* command = app.add_subcommand("eval", "measure a model, or compare two sets of images");
+  // Before the subcommands: they take it over.
+  command->footer(
+      "Examples:\n"
+      "  fewstep eval configs/eval/quickstart.yaml num_samples=500\n"
+      "  fewstep eval fid real/ samples/ --encoder runs/judge\n"
+      "  fewstep eval statistics coco/val2017 coco2017.h5 --encoder weights/inception\n"
+      "  fewstep eval clip-score samples/ --encoder weights/clip-vit-b32 --definition hessel\n"
+      "  fewstep eval fid coco/val2017 samples/ --encoder weights/inception --name inception --mode clean\n"
+      "Numbers are named by the encoder and the hash of its weights: FD[judge@1a2b3c4d]. \"FID\" and \"CLIP-Score\" "
+      "are\n"
+      "printed only for the published networks' weights.");
   auto a = std::make_shared<EvalArguments>();
   command->add_option("CONFIG", a->config, "YAML file of the evaluation (its key `metrics:` lists what is measured)");
   command->add_option("OVERRIDES", a->overrides, "key.path=value, over the file");
@@ -173,16 +184,6 @@ void add_eval_command(CLI::App& app) {
   clip->add_flag("--json", a->json, "print JSON");
   clip->callback([a] { compare_with_captions(*a); });
   compared.push_back(clip);
-  command->footer(
-      "Examples:\n"
-      "  fewstep eval configs/eval/quickstart.yaml num_samples=500\n"
-      "  fewstep eval fid real/ samples/ --encoder runs/judge\n"
-      "  fewstep eval statistics coco/val2017 coco2017.h5 --encoder weights/inception\n"
-      "  fewstep eval clip-score samples/ --encoder weights/clip-vit-b32 --definition hessel\n"
-      "  fewstep eval fid coco/val2017 samples/ --encoder weights/inception --name inception --mode clean\n"
-      "Numbers are named by the encoder and the hash of its weights: FD[judge@1a2b3c4d]. \"FID\" and \"CLIP-Score\" "
-      "are\n"
-      "printed only for the published networks' weights.");
   command->callback([a, compared] {
     for (const CLI::App* sub : compared)
       if (sub->parsed()) return;

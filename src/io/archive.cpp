@@ -43,6 +43,12 @@ archive_entry* next_file(archive* a, const std::filesystem::path& path) {
   }
 }
 
+std::string name_of(archive_entry* entry, const std::filesystem::path& path) {
+  const char* name = archive_entry_pathname(entry);
+  if (name == nullptr) fail<DataError>("{}: an entry's name cannot be read in this locale", path.string());
+  return name;
+}
+
 std::string contents(archive* a, const std::filesystem::path& path, const std::string& name) {
   std::string bytes;
   const void* block = nullptr;
@@ -72,7 +78,7 @@ void read_archive(const std::filesystem::path& path,
                   const std::function<bool(const std::string&, std::string)>& visit) {
   const Reader a = open_reader(path);
   while (archive_entry* entry = next_file(a.get(), path)) {
-    const std::string name = archive_entry_pathname(entry);
+    const std::string name = name_of(entry, path);
     if (!visit(name, contents(a.get(), path, name))) return;
   }
 }
@@ -80,7 +86,7 @@ void read_archive(const std::filesystem::path& path,
 std::vector<std::string> archive_names(const std::filesystem::path& path) {
   const Reader a = open_reader(path);
   std::vector<std::string> names;
-  while (archive_entry* entry = next_file(a.get(), path)) names.emplace_back(archive_entry_pathname(entry));
+  while (archive_entry* entry = next_file(a.get(), path)) names.push_back(name_of(entry, path));
   return names;
 }
 

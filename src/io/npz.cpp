@@ -67,10 +67,12 @@ Tensor array_of(const std::string& bytes, const std::string& where) {
     std::vector<int64_t> shape = shape_of(field(header.text, "shape", where), where);
     const bool fortran = field(header.text, "fortran_order", where) == "True";
     if (fortran) std::reverse(shape.begin(), shape.end());
-    Tensor out = at::empty(shape, t.type);
-    if (bytes.size() - header.size != static_cast<size_t>(out.numel()) * out.element_size())
+    double numbers = 1;  // in double: a hostile shape must not overflow, nor be allocated
+    for (const int64_t d : shape) numbers *= static_cast<double>(d);
+    if (static_cast<double>(bytes.size() - header.size) != numbers * static_cast<double>(c10::elementSize(t.type)))
       fail<DataError>("{}: {} bytes of data for shape {} of {}", where, bytes.size() - header.size,
                       field(header.text, "shape", where), descr);
+    Tensor out = at::empty(shape, t.type);
     std::memcpy(out.data_ptr(), bytes.data() + header.size, bytes.size() - header.size);
     if (!fortran) return out;
     std::vector<int64_t> order(shape.size());

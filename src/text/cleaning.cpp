@@ -8,7 +8,6 @@
 #include <memory>
 #include <vector>
 
-#include "src/text/clip_tokenizer.h"
 #include "src/text/unicode.h"
 
 namespace fewstep::text {
@@ -205,11 +204,6 @@ std::string fix_text(std::string_view text) {
   out = remove_terminal_escapes(out);
   for (size_t at = 0; (at = out.find("\r\n", at)) != std::string::npos;) out.erase(at, 1);
   return normalise_nfc(each(out, fix_character));
-}
-
-std::string clean_for_clip(std::string_view text, ClipCleaning cleaning) {
-  if (cleaning == ClipCleaning::huggingface) return to_lower(collapse_white_space(normalise_nfc(text)));
-  return to_lower(collapse_white_space(unescape_html(unescape_html(fix_text(text)))), /*final_sigma=*/true);
 }
 
 }  // namespace fewstep::text

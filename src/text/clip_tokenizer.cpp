@@ -33,6 +33,11 @@ size_t piece_at(std::string_view text, size_t begin) {
 
 }  // namespace
 
+std::string clean_for_clip(std::string_view text, ClipCleaning cleaning) {
+  if (cleaning == ClipCleaning::huggingface) return to_lower(collapse_white_space(normalise_nfc(text)));
+  return to_lower(collapse_white_space(unescape_html(unescape_html(fix_text(text)))), /*final_sigma=*/true);
+}
+
 ClipTokenizer ClipTokenizer::load(const std::filesystem::path& folder) {
   ClipTokenizer out(BpeTokenizer::load(folder, {.end_of_word = "</w>", .special_tokens = std::string(kWhere)}));
   const Json config = read_json(folder / kWhere);

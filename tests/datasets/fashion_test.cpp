@@ -40,7 +40,7 @@ std::string gzip(const std::string& bytes) {
 struct Idx : TemporaryFolder {
   std::string error(const std::string& bytes, size_t rank = 3) {
     const auto path = write("file", bytes);
-    const std::string message = error_of<DataError>([&] { read_idx(path, rank); });
+    const std::string message = message_of<DataError>([&] { read_idx(path, rank); });
     EXPECT_THAT(message, HasSubstr(path.string()));
     return message;
   }
@@ -151,9 +151,9 @@ TEST(Attributes, ThresholdsSurviveJson) {
   EXPECT_EQ(back.width, t.width);
   Json broken = to_json(t);
   broken["width_median"].erase(0);
-  EXPECT_THAT(error_of<DataError>([&] { thresholds_from_json(broken, "a.json"); }),
+  EXPECT_THAT(message_of<DataError>([&] { thresholds_from_json(broken, "a.json"); }),
               HasSubstr("a.json: width_median has 9"));
-  EXPECT_THAT(error_of<DataError>([&] { thresholds_from_json(Json::object(), "a.json"); }), HasSubstr("a.json"));
+  EXPECT_THAT(message_of<DataError>([&] { thresholds_from_json(Json::object(), "a.json"); }), HasSubstr("a.json"));
 }
 
 // --- captions ---
@@ -223,23 +223,23 @@ struct Fashion : TemporaryFolder {
 TEST_F(Fashion, SaysHowToGetTheData) {
   FashionMnistConfig config;
   config.folder = folder.string();
-  const std::string message = error_of<DataError>([&] { config.build(Split::train); });
+  const std::string message = message_of<DataError>([&] { config.build(Split::train); });
   EXPECT_THAT(message, HasSubstr("apt-get install dataset-fashion-mnist"));
   EXPECT_THAT(message, HasSubstr("data.folder"));
 }
 
 TEST_F(Fashion, RefusesFilesThatDoNotBelongTogether) {
-  EXPECT_THAT(error_of<DataError>([&] {
+  EXPECT_THAT(message_of<DataError>([&] {
                 small(idx(8, {4, 28, 28}, 4 * 784), idx(8, {5}, 5)).build(Split::train);
               }),
               HasSubstr("4 images, but"));
-  EXPECT_THAT(error_of<DataError>([&] {
+  EXPECT_THAT(message_of<DataError>([&] {
                 small(idx(8, {4, 28, 28}, 4 * 784), idx(8, {4}, 4, 10)).build(Split::train);
               }),
               HasSubstr("label 10 of image 0"));
   auto config = small();
   config.heldout = 5;
-  EXPECT_THAT(error_of<ConfigError>([&] { config.build(Split::train); }), HasSubstr("data.heldout is 5"));
+  EXPECT_THAT(message_of<ConfigError>([&] { config.build(Split::train); }), HasSubstr("data.heldout is 5"));
 }
 
 TEST_F(Fashion, PadsToTheMiddle) {

@@ -141,16 +141,16 @@ TEST(Loader, HandsOverAWorkersExceptionInItsTurn) {
   for (int64_t workers : {0, 1, 4}) {
     Loader loader(data, {.batch_size = 4, .workers = workers, .prefetch = 8});
     for (int64_t step = 0; step < position / 4; ++step) EXPECT_EQ(loader.next().size(), 4);
-    EXPECT_THAT(error_of<DataError>([&] { loader.next(); }), HasSubstr("picture 23 is corrupt"));
-    EXPECT_THAT(error_of<DataError>([&] { loader.next(); }), HasSubstr("picture 23 is corrupt"));
+    EXPECT_THAT(message_of<DataError>([&] { loader.next(); }), HasSubstr("picture 23 is corrupt"));
+    EXPECT_THAT(message_of<DataError>([&] { loader.next(); }), HasSubstr("picture 23 is corrupt"));
   }
 }
 
 TEST(Loader, RefusesEmptyDataAndUnevenBatches) {
-  EXPECT_THAT(error_of<DataError>([] { Loader(Counting(0), {}); }), HasSubstr("the data set is empty: counting"));
+  EXPECT_THAT(message_of<DataError>([] { Loader(Counting(0), {}); }), HasSubstr("the data set is empty: counting"));
   const Counting data(10);
   EXPECT_THROW(Loader(data, {.batch_size = 10, .world_size = 4}), Error);
-  EXPECT_THAT(error_of<DataError>([&] { load_range(data, 5, 11, 0); }), HasSubstr("[5, 11) of a data set of 10"));
+  EXPECT_THAT(message_of<DataError>([&] { load_range(data, 5, 11, 0); }), HasSubstr("[5, 11) of a data set of 10"));
   EXPECT_EQ(ids_of(load_range(data, 5, 8, 0)), (std::vector<int64_t>{1005, 1006, 1007}));
 }
 
@@ -177,7 +177,7 @@ TEST(Collate, NamesSamplesOfDifferentSizes) {
   samples[0].image = at::zeros({1, 2, 2}, at::kByte);
   samples[1].image = at::zeros({1, 2, 3}, at::kByte);
   samples[1].id = 77;
-  EXPECT_THAT(error_of<DataError>([&] { collate(samples); }), HasSubstr("sample 77 is 1 x 2 x 3"));
+  EXPECT_THAT(message_of<DataError>([&] { collate(samples); }), HasSubstr("sample 77 is 1 x 2 x 3"));
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "src/base/error.h"
+#include "tests/support/message_of.h"
 
 namespace fewstep {
 
@@ -26,15 +27,5 @@ struct TemporaryFolder : testing::Test {
   }
   std::filesystem::path folder;
 };
-
-template <class E, class F>
-std::string error_of(F&& call) {
-  try {
-    call();
-  } catch (const E& e) {
-    return e.what();
-  }
-  return "no error of this kind";
-}
 
 }  // namespace fewstep

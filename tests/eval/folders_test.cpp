@@ -95,6 +95,22 @@ TEST_F(Folders, TooFewImagesAreAnError) {
   EXPECT_THAT(message_of([&] { load_side(folder, *encoder); }), HasSubstr("at least 2"));
 }
 
+TEST_F(Folders, StatisticsAreOfAFolder) {
+  const auto encoder = slim();
+  add("a.png", 20, 20, 1), add("b.png", 30, 20, 2);
+  const auto file = std::filesystem::path(folder.string() + ".npz");
+  EXPECT_EQ(write_statistics(folder, file, *encoder)["n"].get<int64_t>(), 2);
+  EXPECT_NEAR(compare(CompareMetric::fid, load_side(file, *encoder), load_side(folder, *encoder), *encoder)["metrics"]
+                  .items()
+                  .begin()
+                  .value()["value"]
+                  .get<double>(),
+              0, 1e-6);
+  EXPECT_THAT(message_of([&] { write_statistics(file, folder / "x.npz", *encoder); }),
+              HasSubstr("no such folder of images"));
+  std::filesystem::remove(file);
+}
+
 TEST_F(Folders, FlatAndGreyImagesAreCountedNotDropped) {
   io::write_image(folder / "flat.png", at::full({3, 20, 20}, 0, at::kByte));
   io::write_image(folder / "grey.png", picture(20, 20, 1).narrow(0, 0, 1).contiguous());
@@ -113,6 +129,8 @@ TEST_F(Folders, CaptionsMustNameImagesThatExist) {
     Tensor text_embeddings(const std::vector<std::string>& t) const override {
       return unit(static_cast<int64_t>(t.size()));
     }
+    double logit_scale() const override { return 100; }
+    int64_t truncated() const override { return 0; }
     EncoderIdentity identity() const override { return {"clip", std::string(64, 'c')}; }
     static Tensor unit(int64_t n) { return at::eye(4).narrow(0, 0, 1).expand({n, 4}); }
   } clip;

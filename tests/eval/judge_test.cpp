@@ -233,6 +233,8 @@ struct FixedClip : TextImageEncoder {  // the caption's length against the image
     for (const auto& s : t) n.push_back(static_cast<float>(s.size()));
     return unit(at::tensor(n));
   }
+  double logit_scale() const override { return 100; }
+  int64_t truncated() const override { return 0; }
   EncoderIdentity identity() const override { return {"clip", kJudge.sha256}; }
   static Tensor unit(const Tensor& angle) { return at::stack({angle.cos(), angle.sin()}, 1); }
 };

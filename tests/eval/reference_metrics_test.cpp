@@ -42,7 +42,7 @@ TEST_F(Reference, PermutationsAreNumpys) {
 }
 
 TEST_F(Reference, InceptionScore) {
-  const InceptionScore s = inception_score(io.at("logits"));
+  const MeanStd s = inception_score(io.at("logits"));
   EXPECT_NEAR(s.mean, value("inception_score_mean"), 1e-9);
   EXPECT_NEAR(s.std, value("inception_score_std"), 1e-9);
   EXPECT_GT(std::abs(inception_score(io.at("logits"), 10, false).mean - s.mean), 1e-4);  // the order matters
@@ -56,7 +56,7 @@ TEST(InceptionScore, EndsOfTheScale) {
 }
 
 TEST_F(Reference, KernelDistanceOnTheSameSubsets) {
-  const KidSubsets kid = kid_subsets(a, b, 20, 50, 2020);
+  const MeanStd kid = kid_subsets(a, b, 20, 50, 2020);
   EXPECT_NEAR(kid.mean, value("kernel_inception_distance_mean"),
               1e-6 * std::abs(value("kernel_inception_distance_mean")));
   EXPECT_NEAR(kid.std, value("kernel_inception_distance_std"), 1e-6 * std::abs(value("kernel_inception_distance_std")));

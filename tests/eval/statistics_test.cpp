@@ -121,6 +121,11 @@ TEST(StatisticsFile, OfAnotherToolHasNoCount) {
   EXPECT_THROW(load_statistics(path), DataError);
   io::write_npz(path, {{"mu", at::zeros({2}, at::kDouble)}, {"sigma", at::tensor({1.0, 0.5, 0.0, 1.0}, at::kDouble).view({2, 2})}});
   EXPECT_THROW(load_statistics(path), DataError);  // not symmetric
+  const std::string text = R"({"encoder_sha256": 3})";
+  io::write_npz(path, {{"mu", at::zeros({1}, at::kDouble)},
+                       {"sigma", at::ones({1, 1}, at::kDouble)},
+                       {"provenance", at::tensor(std::vector<uint8_t>(text.begin(), text.end()), at::kByte)}});
+  EXPECT_THROW(load_statistics(path), DataError);  // provenance of the wrong type
   std::filesystem::remove(path);
 }
 

@@ -103,5 +103,15 @@ TEST_F(Archive, NpzWrittenIsReadBackBitForBit) {
               testing::AllOf(HasSubstr("torn.npz"), HasSubstr("'mu'")));
 }
 
+// A header may claim any shape: what is not in the file is neither allocated nor read.
+TEST_F(Archive, AShapeLargerThanTheDataIsADataError) {
+  const std::string header = "{'descr': '<f8', 'fortran_order': False, 'shape': (999999999999, 999999999999), }\n";
+  std::string npy("\x93NUMPY\x01\x00", 8);
+  npy += static_cast<char>(header.size()), npy += '\0';
+  write_zip(folder / "huge.npz", {{"mu.npy", npy + header + "12345678"}});
+  EXPECT_THAT(message_of([&] { read_npz(folder / "huge.npz"); }),
+              testing::AllOf(HasSubstr("huge.npz"), HasSubstr("8 bytes of data")));
+}
+
 }  // namespace
 }  // namespace fewstep::io
