@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "eval/extraction.h"
+#include "eval/feature_set.h"
 #include "eval/frechet.h"
 #include "eval/inception_score.h"
 #include "eval/kernel_distance.h"
@@ -28,24 +29,11 @@ CompareSide from_statistics(const fs::path& path, const ImageEncoder& encoder, b
           .logits = {}};
 }
 
-CompareSide from_folder(const fs::path& folder, const ImageEncoder& encoder, const CompareOptions& options) {
-  const std::vector<fs::path> files = image_files(folder);
-  if (files.empty()) fail<DataError>("{}: no .png, .jpg, .jpeg or .webp files below this folder", folder.string());
-  CompareSide side{.path = folder.string(), .total = {}, .features = {}, .logits = {}};
-  std::vector<Tensor> features, logits;
-  extract(files, encoder, {.skip_unreadable = options.skip_unreadable, .label = folder.filename().string()},
-          [&](const Encoded& encoded) {
-            features.push_back(encoded.features);
-            if (encoded.logits.defined()) logits.push_back(encoded.logits);
-            side.groups.add(encoded.features);
-          });
-  side.features = at::cat(features);
-  if (!logits.empty()) side.logits = at::cat(logits);
-  side.total = side.groups.total();
-  if (side.total.count() < 2)
-    fail<DataError>("{}: {} image; a distance needs at least 2 (about 10 times the number of features)",
-                    folder.string(), side.total.count());
-  return side;
+FeatureSet features_of(const fs::path& path, const ImageEncoder& encoder, const CompareOptions& options) {
+  const auto world = dist::World::single();
+  return compute_features(
+      open_images(path), encoder,
+      {.skip_unreadable = options.skip_unreadable, .label = path.filename().string(), .cache = options.cache}, *world);
 }
 
 Json value_json(const Value& v) {
@@ -56,49 +44,37 @@ Json value_json(const Value& v) {
 
 }  // namespace
 
-std::vector<fs::path> image_files(const fs::path& folder) {
-  std::vector<fs::path> files;
-  if (std::ifstream listed(folder / "metadata.jsonl"); listed) {
-    // The list says which files are the set: `fewstep sample` leaves an overview (grid.png) beside them.
-    for (std::string line; std::getline(listed, line);) {
-      if (trim(line).empty()) continue;
-      const Json entry = Json::parse(line, nullptr, false);
-      if (!entry.is_object() || !entry.contains("file_name"))
-        fail<DataError>("{}: line {} is no object with file_name", (folder / "metadata.jsonl").string(),
-                        files.size() + 1);
-      files.push_back(folder / entry["file_name"].get<std::string>());
-    }
-    return files;
-  }
-  for (auto it = fs::recursive_directory_iterator(folder); it != fs::recursive_directory_iterator(); ++it) {
-    if (it->path().filename().string().starts_with('.')) {
-      if (it->is_directory()) it.disable_recursion_pending();
-      continue;
-    }
-    const std::string extension = to_lower(it->path().extension().string());
-    if (it->is_regular_file() &&
-        (extension == ".png" || extension == ".jpg" || extension == ".jpeg" || extension == ".webp"))
-      files.push_back(it->path());
-  }
-  std::sort(files.begin(), files.end());
-  return files;
+CompareSide side_of_features(std::string path, const Tensor& features, const Tensor& logits) {
+  constexpr int64_t kRows = 256, kManyFeatures = 512;  // a replicate of the interval takes D^3
+  if (features.size(0) < 2)
+    fail<DataError>("{}: {} image; a distance needs at least 2 (about 10 times the number of features)", path,
+                    features.size(0));
+  CompareSide side{.path = std::move(path),
+                   .groups = GroupedStatistics(features.size(1) > kManyFeatures ? 10 : 20),
+                   .total = {},
+                   .features = features,
+                   .logits = logits};
+  for (int64_t i = 0; i < features.size(0); i += kRows)
+    side.groups.add(features.slice(0, i, std::min(i + kRows, features.size(0))));
+  side.total = side.groups.total();
+  return side;
 }
 
 CompareSide load_side(const fs::path& path, const ImageEncoder& encoder, const CompareOptions& options) {
-  if (fs::is_directory(path)) return from_folder(path, encoder, options);
-  if (!fs::exists(path)) fail<DataError>("{}: no such folder or file", path.string());
-  if (is_statistics_name(path)) return from_statistics(path, encoder, options.force);
-  fail<DataError>("{}: known are a folder of images and a file of statistics (.h5, .npz: `fewstep eval statistics`)",
-                  path.string());
+  if (!holds_images(path) && is_statistics_name(path) && fs::exists(path))
+    return from_statistics(path, encoder, options.force);
+  const FeatureSet set = features_of(path, encoder, options);
+  return side_of_features(path.string(), set.features, set.logits);
 }
 
-Json write_statistics(const fs::path& folder, const fs::path& out, const ImageEncoder& encoder,
+Json write_statistics(const fs::path& images, const fs::path& out, const ImageEncoder& encoder,
                       const CompareOptions& options) {
   if (!is_statistics_name(out)) fail<ConfigError>("{}: statistics are kept in .h5 or .npz files", out.string());
-  if (!fs::is_directory(folder)) fail<DataError>("{}: no such folder of images", folder.string());
-  const CompareSide side = load_side(folder, encoder, options);
+  const auto source = open_images(images);
+  const FeatureSet set = features_of(images, encoder, options);
+  const CompareSide side = side_of_features(images.string(), set.features, {});
   const EncoderIdentity identity = encoder.identity();
-  const std::string hash = content_hash(folder, image_files(folder));
+  const std::string hash = source->content_hash();
   save_statistics(out, side.total,
                   {.encoder_sha256 = identity.sha256, .pipeline = identity.pipeline, .data_sha256 = hash});
   return {{"file", out.string()},          {"n", side.total.count()},
@@ -211,7 +187,7 @@ Json score_inception(const CompareSide& side, const ImageEncoder& encoder, int64
 namespace {
 
 struct Captioned {
-  std::vector<fs::path> files;
+  std::vector<std::string> files;
   std::vector<std::string> texts;
 };
 
@@ -234,27 +210,14 @@ Captioned read_captions(const fs::path& images, const fs::path& list) {
     };
     if (text("file_name").empty() || text("text").empty())
       fail<DataError>("{}:{}: expected {{\"file_name\": ..., \"text\": ...}}, found {}", list.string(), number, line);
-    out.files.push_back(images / text("file_name"));
-    if (!fs::exists(out.files.back()))
-      fail<DataError>("{}:{}: there is no image {}", list.string(), number, out.files.back().string());
+    out.files.push_back(text("file_name"));
+    if (!fs::exists(images / out.files.back()))
+      fail<DataError>("{}:{}: there is no image {}", list.string(), number, (images / out.files.back()).string());
     out.texts.push_back(text("text"));
   }
   if (out.files.empty()) fail<DataError>("{}: lists no image", list.string());
   return out;
 }
-
-// The image tower alone.
-class ImageTower : public ImageEncoder {
- public:
-  explicit ImageTower(const TextImageEncoder& clip) : clip_(clip) {}
-  Encoded encode(const Tensor& images) const override { return {clip_.image_embeddings(images), {}}; }
-  Tensor prepare(const Tensor& image) const override { return clip_.prepare(image); }
-  Encoded encode_prepared(const Tensor& batch) const override { return {clip_.embed_prepared(batch), {}}; }
-  EncoderIdentity identity() const override { return clip_.identity(); }
-
- private:
-  const TextImageEncoder& clip_;
-};
 
 }  // namespace
 
@@ -265,7 +228,7 @@ Json compare_captions(const fs::path& images, const fs::path& captions, const Te
   for (std::string& text : set.texts) text = std::string(kind.prefix) + text;
   std::vector<Tensor> parts, texts;
   const Extraction read =
-      extract(set.files, ImageTower(clip), {.skip_unreadable = skip_unreadable, .label = images.filename().string()},
+      extract(*image_files_of(images, set.files), ImageTower(clip), {.skip_unreadable = skip_unreadable, .label = images.filename().string()},
               [&](const Encoded& e) { parts.push_back(e.features); });
   if (!read.unreadable.empty()) {  // pairs stay pairs
     std::vector<std::string> kept;

@@ -17,8 +17,9 @@ struct CompareOptions {
   int64_t kid_subsets = 0;  // kid: also as most tools have it, on so many random subsets
   int64_t kid_subset_size = 1000;
   bool force = false;  // statistics of other weights, another pipeline, or without provenance
+  std::filesystem::path cache = {};  // folder where features are kept (feature_set.h); empty: nowhere
 };
-// One side: a folder of images (recursive, PNG/JPEG/WebP), or a file of statistics (statistics_file.h) of the same
+// One side: images (open_images: a folder, an archive, HDF5), or a file of statistics (statistics_file.h) of the same
 // encoder.
 struct CompareSide {
   std::string path;
@@ -31,8 +32,10 @@ struct CompareSide {
 // ConfigError when a statistics file was made with other weights; DataError for unreadable images and empty folders.
 CompareSide load_side(const std::filesystem::path& path, const ImageEncoder& encoder,
                       const CompareOptions& options = {});
-// Statistics of a folder into a file: the reference of many comparisons. Returns what was written.
-Json write_statistics(const std::filesystem::path& folder, const std::filesystem::path& out,
+// Of features computed before, float [N, D], and logits [N, K] or undefined; `path` in messages.
+CompareSide side_of_features(std::string path, const Tensor& features, const Tensor& logits);
+// Statistics of images into a file: the reference of many comparisons. Returns what was written.
+Json write_statistics(const std::filesystem::path& images, const std::filesystem::path& out,
                       const ImageEncoder& encoder, const CompareOptions& options = {});
 
 enum class CompareMetric { fid, kid, prdc, cmmd };
@@ -47,8 +50,5 @@ Json score_inception(const CompareSide& side, const ImageEncoder& encoder, int64
 // a text.
 Json compare_captions(const std::filesystem::path& images, const std::filesystem::path& captions,
                       const TextImageEncoder& clip, const ClipScoreKind& kind, bool skip_unreadable = false);
-
-// The files metadata.jsonl lists, or else all image files below `folder`, sorted by path, hidden ones left out.
-std::vector<std::filesystem::path> image_files(const std::filesystem::path& folder);
 
 }  // namespace fewstep::eval

@@ -65,6 +65,13 @@ Tensor jpeg_round_trip(const Tensor& images, int quality) {
   });
 }
 
+Tensor drop_classes(const Tensor& images, const Tensor& labels, int64_t classes) {
+  const Tensor kept = labels.ge(classes).nonzero().squeeze(1), lost = labels.lt(classes).nonzero().squeeze(1);
+  if (kept.numel() == 0) fail("dropping {} classes leaves no image", classes);
+  const Tensor substitutes = kept.index_select(0, at::arange(lost.numel()).remainder(kept.numel()));
+  return images.index_copy(0, lost, images.index_select(0, substitutes));
+}
+
 Tensor down_up(const Tensor& images, int64_t factor) {
   const auto [N, C, H, W] = dims<4>(images);
   return each_image(images, [&, h = H, w = W](const Tensor& image) {

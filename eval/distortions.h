@@ -21,6 +21,9 @@ std::span<const Distortion> distortions();
 Tensor gaussian_blur(const Tensor& images, double sigma);             // sigma in pixels; edges repeat
 Tensor add_noise(const Tensor& images, double sigma, uint64_t seed);  // sigma in grey levels; sample i keyed by i
 Tensor jpeg_round_trip(const Tensor& images, int quality);
+// What a generator does that lost modes: images of the first `classes` labels are replaced by those of the others, in
+// turns, so that N stays. labels int64 [N] >= 0; at least one class must stay.
+Tensor drop_classes(const Tensor& images, const Tensor& labels, int64_t classes);
 Tensor down_up(const Tensor& images, int64_t factor);  // e.g. 28 -> 14 -> 28, antialiased bicubic
 
 // One full-covariance Gaussian over pixels per class: every second-order statistic right, and plainly noise to the eye.

@@ -175,11 +175,22 @@ Tensor prepare_images(const Tensor& images, int64_t channels, int64_t size) {
   return x / 127.5 - 1.0;
 }
 
-std::unique_ptr<ImageEncoder> load_image_encoder(const fs::path& folder, const std::string& name, at::Device device,
-                                                 const EncoderOptions& options) {
+namespace {
+fs::path find_encoder(const fs::path& folder) {
   std::vector<std::string> classes = {"ConvEncoder", "ContrastiveModel"};
   for (const std::string_view kind : published_encoders()) classes.emplace_back(kind);
-  const fs::path component = find_component(folder, classes);
+  return find_component(folder, classes);
+}
+}  // namespace
+
+bool is_published_encoder(const fs::path& folder) {
+  const auto kinds = published_encoders();
+  return std::find(kinds.begin(), kinds.end(), class_in(find_encoder(folder))) != kinds.end();
+}
+
+std::unique_ptr<ImageEncoder> load_image_encoder(const fs::path& folder, const std::string& name, at::Device device,
+                                                 const EncoderOptions& options) {
+  const fs::path component = find_encoder(folder);
   const EncoderIdentity identity = identify(component, name);
   if (auto published = make_published_encoder(class_in(component), component, identity, device, options))
     return published;

@@ -38,6 +38,19 @@ class TextImageEncoder {
   virtual EncoderIdentity identity() const = 0;
 };
 
+// The image side alone.
+class ImageTower : public ImageEncoder {
+ public:
+  explicit ImageTower(const TextImageEncoder& model) : model_(model) {}
+  Encoded encode(const Tensor& images) const override { return {model_.image_embeddings(images), {}}; }
+  Tensor prepare(const Tensor& image) const override { return model_.prepare(image); }
+  Encoded encode_prepared(const Tensor& batch) const override { return {model_.embed_prepared(batch), {}}; }
+  EncoderIdentity identity() const override { return model_.identity(); }
+
+ private:
+  const TextImageEncoder& model_;
+};
+
 // How a published network is used; encoders trained in the framework have one way only and refuse what is set here.
 struct EncoderOptions {
   std::string pipeline = {};  // InceptionV3: a name of inception_pipelines(), default clean; CLIP: transformers
@@ -56,6 +69,8 @@ struct TextOptions {          // of CLIPModel
 std::unique_ptr<ImageEncoder> load_image_encoder(const std::filesystem::path& folder, const std::string& name,
                                                  at::Device device, const EncoderOptions& options = {});
 std::vector<std::string_view> published_encoders();  // class names in config.json
+// False for an encoder trained here. ConfigError when there is no encoder in the folder.
+bool is_published_encoder(const std::filesystem::path& folder);
 // ContrastiveModel, or CLIPModel with its tokenizer (in the same folder, or in tokenizer/ beside it).
 std::unique_ptr<TextImageEncoder> load_text_image_encoder(const std::filesystem::path& folder, const std::string& name,
                                                           at::Device device, const TextOptions& options = {});

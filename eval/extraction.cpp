@@ -8,7 +8,6 @@
 #include "src/base/progress.h"
 #include "src/base/queue.h"
 #include "src/base/signals.h"
-#include "src/io/image.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
 
@@ -21,10 +20,10 @@ struct Prepared {
   std::string error;
 };
 
-Prepared prepare(const std::filesystem::path& path, const ImageEncoder& encoder, bool skip_unreadable) {
+Prepared prepare(const ImageSource& source, size_t place, const ImageEncoder& encoder, bool skip_unreadable) {
   Prepared out;
   try {
-    Tensor image = io::read_image(path, io::Channels::as_is);
+    Tensor image = source.read(place);
     out.constant = image.min().item<int64_t>() == image.max().item<int64_t>();
     out.grey = image.size(0) == 1;
     if (out.grey) image = image.expand({3, -1, -1});
@@ -36,20 +35,20 @@ Prepared prepare(const std::filesystem::path& path, const ImageEncoder& encoder,
   return out;
 }
 
-// Thread t prepares files t, t + T, t + 2T, ... into a queue of its own: taking from the queues in turn keeps the
+// Thread t prepares images t, t + T, t + 2T, ... into a queue of its own: taking from the queues in turn keeps the
 // order.
 class Workers {
  public:
-  Workers(const std::vector<std::filesystem::path>& files, const ImageEncoder& encoder, const ExtractionOptions& o) {
-    const size_t T = std::max<size_t>(1, std::min(static_cast<size_t>(o.threads), files.size()));
+  Workers(const ImageSource& source, const ImageEncoder& encoder, const ExtractionOptions& o) {
+    const size_t T = std::max<size_t>(1, std::min(static_cast<size_t>(o.threads), source.size()));
     for (size_t t = 0; t < T; ++t)
       queues_.push_back(std::make_unique<BoundedQueue<Prepared>>(static_cast<size_t>(o.batch)));
     for (size_t t = 0; t < T; ++t)
-      threads_.emplace_back([&files, &encoder, &queue = *queues_[t], t, T, skip = o.skip_unreadable] {
+      threads_.emplace_back([&source, &encoder, &queue = *queues_[t], t, T, skip = o.skip_unreadable] {
         const NoGrad no_grad;
         try {
-          for (size_t i = t; i < files.size(); i += T)
-            if (!queue.push(prepare(files[i], encoder, skip))) return;
+          for (size_t i = t; i < source.size(); i += T)
+            if (!queue.push(prepare(source, i, encoder, skip))) return;
         } catch (...) {
           queue.fail(std::current_exception());
         }
@@ -74,19 +73,18 @@ class Workers {
 
 }  // namespace
 
-Extraction extract(const std::vector<std::filesystem::path>& files, const ImageEncoder& encoder,
-                   const ExtractionOptions& options, const std::function<void(const Encoded&)>& sink) {
+Extraction extract(const ImageSource& source, const ImageEncoder& encoder, const ExtractionOptions& options,
+                   const std::function<void(const Encoded&)>& sink) {
   const NoGrad no_grad;
-  if (files.empty()) fail<DataError>("{}: no image files", options.label);
   Extraction out;
-  Workers workers(files, encoder, options);
-  Progress progress(options.label, static_cast<int64_t>(files.size()));
+  Workers workers(source, encoder, options);
+  Progress progress(options.label, static_cast<int64_t>(source.size()));
   std::vector<Tensor> batch;
   const auto flush = [&] {
     if (!batch.empty()) sink(encoder.encode_prepared(at::stack(batch)));
     batch.clear();
   };
-  for (size_t i = 0; i < files.size(); ++i) {
+  for (size_t i = 0; i < source.size(); ++i) {
     if (signals::stop_requested()) throw Interrupted("evaluation stopped; nothing was written");
     Prepared item = workers.take(i);
     progress.update(static_cast<int64_t>(i) + 1);
@@ -102,12 +100,12 @@ Extraction extract(const std::vector<std::filesystem::path>& files, const ImageE
   }
   flush();
   progress.finish();
-  if (out.images == 0)
-    fail<DataError>("{}: none of {} files could be read; the first: {}", options.label, files.size(),
+  if (out.images == 0 && source.size() > 0)
+    fail<DataError>("{}: none of {} files could be read; the first: {}", options.label, source.size(),
                     out.unreadable.front());
   if (!out.unreadable.empty())
     log::warn("{}: {} of {} files could not be read and were left out; the first: {}", options.label,
-              out.unreadable.size(), files.size(), out.unreadable.front());
+              out.unreadable.size(), source.size(), out.unreadable.front());
   if (out.constant > 0)
     log::warn("{}: {} of {} images are one flat colour; they are counted, not dropped", options.label, out.constant,
               out.images);

@@ -1,13 +1,13 @@
-// From image files to features: decoding and preparing in threads, the network in the caller's, results in the order of
-// the files.
+// From images to features: decoding and preparing in threads, the network in the caller's, results in the order of the
+// source.
 #pragma once
 #include <cstdint>
-#include <filesystem>
 #include <functional>
 #include <string>
 #include <vector>
 
 #include "eval/encoder.h"
+#include "eval/image_source.h"
 
 namespace fewstep::eval {
 
@@ -22,11 +22,11 @@ struct Extraction {
   int64_t constant = 0;                 // of one flat colour: black images of a broken VAE count, they are not dropped
   int64_t grey = 0;                     // of one channel, read as three
   std::vector<std::string> unreadable;  // path: reason
-  std::vector<size_t> unreadable_places;  // their places in the list, rising
+  std::vector<size_t> unreadable_places;  // their places in the source, rising
 };
-// `sink` gets every batch in order, the last one as short as it is. DataError: unreadable file (unless skipped), no
-// file at all.
-Extraction extract(const std::vector<std::filesystem::path>& files, const ImageEncoder& encoder,
-                   const ExtractionOptions& options, const std::function<void(const Encoded&)>& sink);
+// `sink` gets every batch in order, the last one as short as it is. DataError: unreadable file (unless skipped), none at
+// all that can be read.
+Extraction extract(const ImageSource& source, const ImageEncoder& encoder, const ExtractionOptions& options,
+                   const std::function<void(const Encoded&)>& sink);
 
 }  // namespace fewstep::eval

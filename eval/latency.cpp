@@ -1,13 +1,19 @@
 #include "eval/latency.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 
 #include "eval/frechet.h"
 #include "src/base/error.h"
+#include "src/base/log.h"
+#include "src/base/memory.h"
 #include "src/base/progress.h"
 #include "src/base/signals.h"
+#include "src/pipelines/autoregressive_pipeline.h"
 
 namespace fewstep::eval {
 
@@ -24,9 +30,12 @@ pipelines::GenerateOptions autoregressive(pipelines::GenerateOptions options) {
 }
 
 std::vector<Timing> measure_in_turns(pipelines::Pipeline& pipeline, const std::vector<std::string>& prompts,
-                                     const EvalConfig& c, std::span<const pipelines::GenerateOptions> settings) {
-  const LatencyConfig& l = c.latency;
+                                     const LatencyConfig& l, uint64_t seed,
+                                     std::span<const pipelines::GenerateOptions> settings) {
   std::vector<Timing> timings(settings.size());
+  double load = 0;
+  getloadavg(&load, 1);
+  load /= static_cast<double>(sysconf(_SC_NPROCESSORS_ONLN));
   std::vector<std::vector<double>> inner(settings.size());
   Progress progress("latency", l.warmup + l.runs);
   for (int64_t run = 0; run < l.warmup + l.runs; ++run) {
@@ -38,9 +47,11 @@ std::vector<Timing> measure_in_turns(pipelines::Pipeline& pipeline, const std::v
       pipelines::GenerateOptions options = settings[s];
       options.batch_size = l.batch_size;
       const auto start = std::chrono::steady_clock::now();
-      const auto made = pipeline.generate(batch, static_cast<uint64_t>(c.seed), run * l.batch_size, options);
+      const auto made = pipeline.generate(batch, seed, run * l.batch_size, options);
+      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      if (run == 0) timings[s].latency.first = seconds;
       if (run < l.warmup) continue;
-      timings[s].seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+      timings[s].seconds.push_back(seconds);
       double tokens = 0;
       for (const decoding::Decoded& d : made.decoded) tokens += d.seconds;
       inner[s].push_back(tokens);
@@ -54,8 +65,28 @@ std::vector<Timing> measure_in_turns(pipelines::Pipeline& pipeline, const std::v
                           .batch = l.batch_size,
                           .runs = l.runs,
                           .warmup = l.warmup,
-                          .inner_p50 = percentile(inner[s], 0.5)};
+                          .inner_p50 = percentile(inner[s], 0.5),
+                          .p90 = percentile(timings[s].seconds, 0.9),
+                          .p99 = percentile(timings[s].seconds, 0.99),
+                          .first = timings[s].latency.first,
+                          .load = load,
+                          .peak_memory = peak_memory()};
   return timings;
+}
+
+void measure_latency(pipelines::Pipeline& pipeline, const std::vector<std::string>& prompts,
+                     const pipelines::GenerateOptions& options, const LatencyConfig& config, uint64_t seed,
+                     ResultRow& row) {
+  std::vector<pipelines::GenerateOptions> settings = {options};
+  const bool tokens = dynamic_cast<const pipelines::AutoregressivePipeline*>(&pipeline) != nullptr;
+  if (tokens && options.decoder.kind != decoding::DecoderKind::ar) settings.push_back(autoregressive(options));
+  const std::vector<Timing> timings = measure_in_turns(pipeline, prompts, config, seed, settings);
+  row.latency = timings[0].latency;
+  if (row.latency.load > 0.5)
+    log::warn("latency: other work kept {:.0f} % of the cores busy; times are not to be trusted", 100 * row.latency.load);
+  if (timings.size() == 1) return;
+  row.latency_ar = timings[1].latency;
+  row.metrics["speed_up[ar]"] = speed_up(timings[1].seconds, timings[0].seconds);
 }
 
 Value speed_up(const std::vector<double>& baseline, const std::vector<double>& own) {

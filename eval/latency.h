@@ -15,7 +15,14 @@ struct Timing {
 };
 // One Timing for each of `settings`: call r of every setting has the same prompts and seeds, and they take turns.
 std::vector<Timing> measure_in_turns(pipelines::Pipeline& pipeline, const std::vector<std::string>& prompts,
-                                     const EvalConfig& config, std::span<const pipelines::GenerateOptions> settings);
+                                     const LatencyConfig& config, uint64_t seed,
+                                     std::span<const pipelines::GenerateOptions> settings);
+
+// Times `options` and, for a decoder with a window, plain autoregressive decoding in turns with it: fills latency,
+// latency_ar and the metric speed_up[ar].
+void measure_latency(pipelines::Pipeline& pipeline, const std::vector<std::string>& prompts,
+                     const pipelines::GenerateOptions& options, const LatencyConfig& config, uint64_t seed,
+                     ResultRow& row);
 
 // How many times as fast `own` is: geometric mean of the ratios turn by turn, interval by Student's t on their
 // logarithms.

@@ -10,11 +10,12 @@ namespace fewstep::eval {
 namespace {
 
 // Names readers take for the published protocol. Compared without case, '-', '_' and ' '.
-constexpr std::array<std::string_view, 10> kEstablished = {
-    "fid", "kid", "clipscore", "is", "inceptionscore", "cmmd", "geneval", "hpsv2", "pickscore", "imagereward"};
+constexpr std::array<std::string_view, 12> kEstablished = {
+    "fid", "sfid", "patchfid", "kid", "clipscore", "is", "inceptionscore", "cmmd", "geneval", "hpsv2", "pickscore", "imagereward"};
 // Ours, but nothing without the encoder's name and hash.
-constexpr std::array<std::string_view, 9> kOfEncoder = {"FD",     "KD",      "MMD",      "FD_difference", "precision",
-                                                        "recall", "density", "coverage", "class_accuracy"};
+constexpr std::array<std::string_view, 11> kOfEncoder = {
+    "FD",     "sFD",     "KD",       "MMD",           "FD_difference",       "precision",
+    "recall", "density", "coverage", "class_accuracy", "CLIPScore_difference"};
 // Before the brackets.
 constexpr std::array<std::string_view, 12> kOfGenerator = {
     "step_compression", "passes",        "ms_per_pass",          "tokens_per_second", "decoder_overhead", "speed_up",
@@ -30,10 +31,15 @@ std::string squeeze(std::string_view name) {
 }  // namespace
 
 // The file of pytorch-fid and torch-fidelity, pt_inception-2015-12-05-6726825d.pth: its name ends in the first digits
-// of its SHA-256, as torch.hub checks them.
+// of its SHA-256, as torch.hub checks them. The CLIP files of OpenAI: their addresses hold the whole hash.
 std::span<const OfficialWeights> official_weights() {
   static constexpr OfficialWeights kList[] = {
-      {"6726825d", "FD", "FID"}, {"6726825d", "KD", "KID"}, {"6726825d", "IS", "IS"}};
+      {"6726825d", "FD", "FID"}, {"6726825d", "sFD", "sFID"}, {"6726825d", "KD", "KID"}, {"6726825d", "IS", "IS"},
+      {"40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", "CLIPScore", "CLIP-Score"},   // ViT-B/32
+      {"5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f", "CLIPScore", "CLIP-Score"},   // ViT-B/16
+      {"b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836", "CLIPScore", "CLIP-Score"},   // ViT-L/14
+      {"3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02", "CLIPScore", "CLIP-Score"},   // L/14, 336 px
+      {"3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02", "MMD", "CMMD"}};
   return kList;
 }
 

@@ -18,6 +18,19 @@ Tensor batched_features(const FeatureFunction& features, const Tensor& images, i
   return at::cat(parts);
 }
 
+namespace {
+
+// Up to five classes fewer, as far as two stay; none where labels are missing.
+std::vector<double> droppable_classes(const Tensor& labels) {
+  if (!labels.defined() || labels.numel() == 0 || labels.lt(0).any().item<bool>()) return {};
+  std::vector<double> levels;
+  for (int64_t k = 1; k <= std::min<int64_t>(5, labels.max().item<int64_t>() - 1); ++k)
+    levels.push_back(static_cast<double>(k));
+  return levels;
+}
+
+}  // namespace
+
 Qualification qualify(const std::string& encoder, const FeatureFunction& features, const QualificationSets& sets,
                       uint64_t seed) {
   Qualification q;
@@ -25,7 +38,8 @@ Qualification qualify(const std::string& encoder, const FeatureFunction& feature
   FeatureStatistics reference;
   reference.add(batched_features(features, sets.reference));
   const FrechetReference frechet(reference);
-  Progress progress("qualification", 4 + 5 * static_cast<int64_t>(distortions().size()));
+  const std::vector<double> dropped = droppable_classes(sets.labels);
+  Progress progress("qualification", 4 + 5 * static_cast<int64_t>(distortions().size()) + std::ssize(dropped));
   int64_t done = 0;
   const auto fd = [&](const Tensor& images) {
     GroupedStatistics statistics;
@@ -46,6 +60,13 @@ Qualification qualify(const std::string& encoder, const FeatureFunction& feature
   for (const Distortion& d : distortions()) {
     DistortionCurve curve{std::string(d.name), std::string(d.unit), d.levels, {q.ranking[0].fd.value}};
     for (double level : d.levels) curve.fd.push_back(frechet.distance(fd(d.apply(sets.real, level, seed)).total()));
+    q.curves.push_back(std::move(curve));
+  }
+  if (!dropped.empty()) {
+    DistortionCurve curve{"class drop", "classes", dropped, {q.ranking[0].fd.value}};
+    for (double k : dropped)
+      curve.fd.push_back(
+          frechet.distance(fd(drop_classes(sets.real, sets.labels, static_cast<int64_t>(k))).total()));
     q.curves.push_back(std::move(curve));
   }
   progress.finish();
@@ -103,7 +124,7 @@ std::string format_qualification(const Qualification& q) {
   for (const RankedSet& r : q.ranking)
     out += fmt::format("  {:<34} {:>10.4f} +- {:.4f}\n", r.label, r.fd.value, r.fd.ci95);
   for (const DistortionCurve& c : q.curves) {
-    out += fmt::format("  {:<6}", c.name);
+    out += fmt::format("  {:<10}", c.name);
     for (size_t i = 0; i < c.fd.size(); ++i)
       out += fmt::format(" {}:{:.3f}", i == 0 ? std::string("0") : fmt::format("{}", c.levels[i - 1]), c.fd[i]);
     out += fmt::format("  ({})\n", c.unit);

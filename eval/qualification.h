@@ -16,6 +16,7 @@ struct QualificationSets {
   Tensor reference;  // real, disjoint from `real`
   Tensor real;       // real test images; also what the distortions are applied to
   Tensor reconstructions, gaussian, independent;
+  Tensor labels = {};  // int64 [N] of `real`, -1 unknown; undefined: no classes to drop
 };
 
 struct RankedSet {

@@ -153,18 +153,22 @@ ReportSection results_section(const Results& results) {
 }
 
 ReportSection latency_section(const std::vector<ResultRow>& rows) {
-  ReportTable table{.header = {"model", "batch", "p50", "p95", "images/s", "steps", "NFE", "tokens/step", "runs"},
+  ReportTable table{.header = {"model", "batch", "p50", "p90", "p95", "p99", "first call", "images/s", "steps", "NFE",
+                               "tokens/step", "peak memory", "load", "runs"},
                     .rows = {}};
   for (const ResultRow& row : rows) {
     if (row.latency.runs == 0) continue;
     const Latency& l = row.latency;
-    table.rows.push_back({row.label, std::to_string(l.batch), human_duration(l.p50), human_duration(l.p95),
-                          format_number(static_cast<double>(l.batch) / l.p50), fmt::format("{:.4g}", row.steps),
+    const auto duration = [](double s) { return s > 0 ? human_duration(s) : "-"; };
+    table.rows.push_back({row.label, std::to_string(l.batch), human_duration(l.p50), duration(l.p90),
+                          human_duration(l.p95), duration(l.p99), duration(l.first), format_number(static_cast<double>(l.batch) / l.p50), fmt::format("{:.4g}", row.steps),
                           fmt::format("{:.4g}", row.nfe),
                           row.step_compression > 0 ? format_number(row.step_compression) : "-",
-                          std::to_string(l.runs)});
+                          l.peak_memory > 0 ? human_count(static_cast<double>(l.peak_memory)) + "B" : "-",
+                          l.p90 > 0 ? fmt::format("{:.0f} %", 100 * l.load) : "-", std::to_string(l.runs)});
   }
-  table.note = "Wall-clock of one call of the whole pipeline, text to pixels, after warm-up.";
+  table.note = "Wall-clock of one call of the whole pipeline, text to pixels, after warm-up. Load: what other work kept "
+               "busy of the cores in the minute before.";
   return {.heading = "Latency", .tables = {table}};
 }
 

@@ -26,6 +26,8 @@ Json value_json(const Value& v) {
 Json latency_json(const Latency& l) {
   Json j = {{"p50", l.p50}, {"p95", l.p95}, {"batch", l.batch}, {"runs", l.runs}, {"warmup", l.warmup}};
   if (l.inner_p50 > 0) j["inner_p50"] = l.inner_p50;
+  if (l.p90 > 0) j["p90"] = l.p90, j["p99"] = l.p99, j["first"] = l.first, j["load"] = l.load;
+  if (l.peak_memory > 0) j["peak_memory_bytes"] = l.peak_memory;
   return j;
 }
 
@@ -39,6 +41,7 @@ Json row_json(const ResultRow& row) {
   if (row.step_compression > 0) j["step_compression"] = row.step_compression;
   if (row.tflop > 0) j["tflop"] = row.tflop;
   j["seeds"] = row.seeds;
+  if (!row.protocol.empty()) j["protocol"] = row.protocol;
   return j;
 }
 
@@ -70,6 +73,11 @@ Latency latency_from(const Json& j, const std::string& where) {
             .runs = member<int64_t>(j, "runs", where),
             .warmup = member<int64_t>(j, "warmup", where)};
   if (j.contains("inner_p50")) l.inner_p50 = member<double>(j, "inner_p50", where);
+  if (j.contains("p90")) {
+    l.p90 = member<double>(j, "p90", where), l.p99 = member<double>(j, "p99", where);
+    l.first = member<double>(j, "first", where), l.load = member<double>(j, "load", where);
+  }
+  if (j.contains("peak_memory_bytes")) l.peak_memory = member<int64_t>(j, "peak_memory_bytes", where);
   return l;
 }
 
@@ -86,6 +94,7 @@ ResultRow row_from(const Json& j, const std::string& where) {
   if (j.contains("step_compression")) row.step_compression = member<double>(j, "step_compression", where);
   if (j.contains("tflop")) row.tflop = member<double>(j, "tflop", where);
   row.seeds = member<std::vector<int64_t>>(j, "seeds", where);
+  if (j.contains("protocol")) row.protocol = member<std::string>(j, "protocol", where);
   return row;
 }
 

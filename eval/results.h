@@ -17,6 +17,10 @@ struct Latency {
   double p50 = 0, p95 = 0;  // seconds of one call, text to pixels
   int64_t batch = 0, runs = 0, warmup = 0;
   double inner_p50 = 0;  // of these, drawing tokens; 0: a model without tokens
+  double p90 = 0, p99 = 0;
+  double first = 0;         // the very first call, before any warm-up
+  double load = 0;          // load average of the last minute when the timing began, per core
+  int64_t peak_memory = 0;  // bytes of this process, after the timed calls
 };
 
 struct ResultRow {
@@ -28,6 +32,7 @@ struct ResultRow {
   double step_compression = 0;  // mean over images of tokens / steps; 0: not an autoregressive model
   double tflop = 0;             // per image; 0: unknown
   std::vector<int64_t> seeds = {};
+  std::string protocol = {};  // protocol_label() of a COCO protocol; empty: none. Rows of two never share a table
 };
 
 using Facts = std::vector<std::pair<std::string, std::string>>;  // in order

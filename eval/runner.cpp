@@ -62,7 +62,8 @@ Qualification run_qualification(ImageSets& sets, const ImageEncoder& judge, int6
                             .real = sets.get("real").images,
                             .reconstructions = sets.get("reconstructions").images,
                             .gaussian = sets.get("gaussian").images,
-                            .independent = sets.get("independent_tokens").images};
+                            .independent = sets.get("independent_tokens").images,
+                            .labels = sets.get("real").labels};
   return qualify(
       metric_name("FD", judge.identity()), [&](const Tensor& x) { return judge.features(x); }, q,
       static_cast<uint64_t>(seed));
@@ -126,16 +127,6 @@ SampleRecord record_of(const EvalConfig& c, const ImageSet& set, const Tensor& f
   return record;
 }
 
-void measure_latency(const EvalConfig& c, ImageSets& sets, const ImageSet& set, bool tokens, ResultRow& row) {
-  std::vector<pipelines::GenerateOptions> settings = {c.generate};
-  if (tokens && c.generate.decoder.kind != decoding::DecoderKind::ar) settings.push_back(autoregressive(c.generate));
-  const std::vector<Timing> timings = measure_in_turns(sets.pipeline(), set.captions, c, settings);
-  row.latency = timings[0].latency;
-  if (timings.size() == 1) return;
-  row.latency_ar = timings[1].latency;
-  row.metrics["speed_up[ar]"] = speed_up(timings[1].seconds, timings[0].seconds);
-}
-
 // What only a set made by a model has: passes, tokens, latency. The set is kept beside the results for other
 // evaluations.
 void measure_generator(const EvalConfig& c, ImageSets& sets, const ImageSet& set, const Tensor& features,
@@ -157,7 +148,8 @@ void measure_generator(const EvalConfig& c, ImageSets& sets, const ImageSet& set
     fail<ConfigError>("{}: {}; token metrics and paired_with need an autoregressive model", c.model,
                       sets.pipeline().description());
   }
-  if (c.latency.runs > 0) measure_latency(c, sets, set, pipeline != nullptr, row);
+  if (c.latency.runs > 0)
+    measure_latency(sets.pipeline(), set.captions, c.generate, c.latency, static_cast<uint64_t>(c.seed), row);
 }
 
 bool follows_distribution(const std::string& set, const EvalConfig& c) {

@@ -125,15 +125,4 @@ void check_provenance(const fs::path& path, const Provenance& p, const EncoderId
   log::warn("{}: {}; used all the same", path.string(), reason);
 }
 
-std::string content_hash(const fs::path& folder, const std::vector<fs::path>& files) {
-  std::vector<std::string> lines;
-  for (const fs::path& file : files)
-    lines.push_back(fmt::format("{} {} {}\n", fs::relative(file, folder).generic_string(), fs::file_size(file),
-                                sha256_file(file.string())));
-  std::sort(lines.begin(), lines.end());
-  Sha256 hash;
-  for (const std::string& line : lines) hash.update(line.data(), line.size());
-  return hash.hex();
-}
-
 }  // namespace fewstep::eval

@@ -14,7 +14,7 @@ namespace fewstep::eval {
 struct Provenance {
   std::string encoder_sha256 = {};  // of the weights; empty: unknown (a file of another tool)
   std::string pipeline = {};        // how images were prepared; empty: the encoder has one way only
-  std::string data_sha256 = {};     // of the images: see content_hash
+  std::string data_sha256 = {};     // of the images: see ImageSource::content_hash
   std::string version = {};         // of fewstep's feature code
   int64_t count = 0;                // images; 0: unknown, as in pytorch-fid's files
 };
@@ -37,9 +37,5 @@ StatisticsFile load_statistics(const std::filesystem::path& path);
 // `force` turns that into a warning.
 void check_provenance(const std::filesystem::path& path, const Provenance& provenance, const EncoderIdentity& encoder,
                       bool force);
-
-// SHA-256 over the sorted lines "relative path, bytes, SHA-256 of the contents": the same for the same images wherever
-// they are.
-std::string content_hash(const std::filesystem::path& folder, const std::vector<std::filesystem::path>& files);
 
 }  // namespace fewstep::eval

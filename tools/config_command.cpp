@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "datasets/dataset.h"
-#include "eval/eval_config.h"
+#include "eval/protocol_config.h"
 #include "src/base/error.h"
 #include "src/base/table.h"
 #include "src/config/config.h"
@@ -55,6 +55,7 @@ constexpr Root root(std::string_view name, std::string_view key) {
 }
 constexpr Root kRoots[] = {
     root<experiment::ExperimentConfig>("experiment", "rows"),
+    root<eval::ProtocolConfig>("protocol", "protocol"),
     root<eval::EvalConfig>("eval", "metrics"),
     root<RunConfig>("run", ""),
 };

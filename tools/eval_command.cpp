@@ -5,12 +5,15 @@
 #include <nlohmann/json.hpp>
 
 #include "eval/compare.h"
+#include "eval/protocol_runner.h"
 #include "eval/runner.h"
 #include "src/base/error.h"
+#include "src/base/files.h"
 #include "src/base/log.h"
 #include "src/config/config.h"
 #include "src/dist/world.h"
 #include "tools/commands.h"
+#include "tools/processes.h"
 
 namespace fewstep {
 namespace {
@@ -21,6 +24,7 @@ struct EvalArguments {
   std::vector<std::string> overrides;
   eval::CompareOptions options;
   int64_t splits = 10;
+  int nproc = 0;
   bool json = false;
 };
 
@@ -31,9 +35,29 @@ at::Device single_device(dist::DeviceKind kind) {
   return world->device();
 }
 
+void run_protocol(const EvalArguments& a) {
+  auto config = config::load<eval::ProtocolConfig>(a.config, a.overrides);
+  if (a.nproc > 0) {
+    std::vector<std::string> arguments = {"eval", a.config};
+    arguments.insert(arguments.end(), a.overrides.begin(), a.overrides.end());
+    return start_processes(a.nproc, arguments);
+  }
+  run_in_world(config.device, [&](dist::World& world) {
+    const eval::Results results = eval::run_protocol(config, world);
+    if (!world.is_main()) return;
+    const std::filesystem::path folder = eval::output_folder(config);
+    fmt::print("{}", read_text(folder / "results.md"));
+    log::info("results in {}{}", (folder / "results.json").string(), config.report ? " and report.html" : "");
+  });
+}
+
 void evaluate(const EvalArguments& a) {
   if (a.config.empty())
     fail<ConfigError>("fewstep eval: give a config file, or one of fid, kid, prdc with two image sets");
+  if (eval::is_protocol_file(a.config)) return run_protocol(a);
+  if (a.nproc > 0)
+    fail<ConfigError>("--nproc: {} is no protocol's file (root key `protocol:`); such an evaluation runs in one process",
+                      a.config);
   auto config = config::load<eval::EvalConfig>(a.config, a.overrides);
   const eval::Results results = eval::run_evaluation(config, single_device(config.device));
   fmt::print("{}\n{}", results.protocol, eval::results_table(results));
@@ -105,6 +129,7 @@ void add_encoder(CLI::App& command, EvalArguments& a) {
                      "features of the InceptionV3: 2048 (default), 768, 192, 64, spatial (sFID)");
   command.add_flag("--skip-unreadable", a.options.skip_unreadable,
                    "leave out files that cannot be read, and say how many");
+  command.add_option("--cache", a.options.cache, "folder where features are kept, under the hash of all they depend on");
 }
 }  // namespace
 
@@ -113,7 +138,8 @@ void add_eval_command(CLI::App& app) {
   // Before the subcommands: they take it over.
   command->footer(
       "Examples:\n"
-      "  fewstep eval configs/eval/quickstart.yaml num_samples=500\n"
+      "  fewstep eval configs/quickstart/eval.yaml num_samples=500\n"
+      "  fewstep eval configs/eval/coco2017.yaml run=runs/my_model limit=500 --nproc 2\n"
       "  fewstep eval fid real/ samples/ --encoder runs/judge\n"
       "  fewstep eval statistics coco/val2017 coco2017.h5 --encoder weights/inception\n"
       "  fewstep eval clip-score samples/ --encoder weights/clip-vit-b32 --definition hessel\n"
@@ -122,8 +148,10 @@ void add_eval_command(CLI::App& app) {
       "are\n"
       "printed only for the published networks' weights.");
   auto a = std::make_shared<EvalArguments>();
-  command->add_option("CONFIG", a->config, "YAML file of the evaluation (its key `metrics:` lists what is measured)");
+  command->add_option("CONFIG", a->config, "YAML file of the evaluation: its root key is `protocol:` (COCO) or `metrics:`");
   command->add_option("OVERRIDES", a->overrides, "key.path=value, over the file");
+  command->add_option("--nproc", a->nproc, "of a protocol: start this many processes on this machine")
+      ->check(CLI::PositiveNumber);
   const std::pair<const char*, eval::CompareMetric> pairs[] = {{"fid", eval::CompareMetric::fid},
                                                                {"kid", eval::CompareMetric::kid},
                                                                {"prdc", eval::CompareMetric::prdc},
@@ -134,7 +162,7 @@ void add_eval_command(CLI::App& app) {
   std::vector<CLI::App*> compared;
   for (size_t i = 0; i < std::size(pairs); ++i) {
     auto* sub = command->add_subcommand(pairs[i].first, meaning[i]);
-    sub->add_option("A", a->a, "real images: a folder, or statistics (.h5, .npz)")->required();
+    sub->add_option("A", a->a, "real images: a folder, an archive (.zip, .tar, ...), HDF5, or statistics (.h5, .npz)")->required();
     sub->add_option("B", a->b, "the images to judge: the same")->required();
     add_encoder(*sub, *a);
     sub->add_flag("--force", a->options.force,
@@ -152,8 +180,8 @@ void add_eval_command(CLI::App& app) {
     sub->callback([a, metric = pairs[i].second] { compare_sets(*a, metric); });
     compared.push_back(sub);
   }
-  auto* statistics = command->add_subcommand("statistics", "features of a folder of images, as mean and covariance");
-  statistics->add_option("FOLDER", a->a, "folder of images")->required();
+  auto* statistics = command->add_subcommand("statistics", "features of images, as mean and covariance");
+  statistics->add_option("IMAGES", a->a, "folder, archive or HDF5 file of images")->required();
   statistics->add_option("OUT", a->b, "file to write: .h5, or .npz as pytorch-fid and clean-fid read it")->required();
   add_encoder(*statistics, *a);
   statistics->add_flag("--json", a->json, "print JSON");
@@ -161,7 +189,7 @@ void add_eval_command(CLI::App& app) {
   compared.push_back(statistics);
   auto* inception = command->add_subcommand("inception-score",
                                             "exp of the mean divergence of predicted classes (Salimans et al. 2016)");
-  inception->add_option("FOLDER", a->a, "folder of images")->required();
+  inception->add_option("IMAGES", a->a, "folder, archive or HDF5 file of images")->required();
   inception->add_option("--splits", a->splits, "parts the set is cut into")->capture_default_str();
   add_encoder(*inception, *a);
   inception->add_flag("--json", a->json, "print JSON");

@@ -11,7 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "eval/eval_config.h"
+#include "eval/protocol_config.h"
 #include "eval/frechet.h"
 #include "src/base/error.h"
 #include "src/base/files.h"
@@ -45,8 +45,11 @@ std::string fingerprint(const PlannedJob& job, const PlannedRun& run, const std:
     auto c = config::load<RunConfig>(job.target, overrides);
     text += config::to_yaml(c);
   } else if (job.command == "eval") {
-    auto c = config::load<eval::EvalConfig>(job.target, overrides);
-    text += config::to_yaml(c);
+    const auto resolved = [&](auto c) { text += config::to_yaml(c); };
+    if (eval::is_protocol_file(job.target))
+      resolved(config::load<eval::ProtocolConfig>(job.target, overrides));
+    else
+      resolved(config::load<eval::EvalConfig>(job.target, overrides));
   } else {
     for (const std::string& o : overrides) text += o + "\n";
     if (fs::is_regular_file(job.target)) text += read_text(job.target);

@@ -94,9 +94,22 @@ std::string joined(const std::vector<std::string>& cells, std::string_view separ
   return out;
 }
 
+// Numbers of two protocols in one table would be read as if they could be compared.
+void check_one_protocol(const Outcome& outcome) {
+  const RowOutcome* first = nullptr;
+  for (const RowOutcome& row : outcome.rows) {
+    if (row.result.protocol.empty()) continue;
+    if (!first) first = &row;
+    if (row.result.protocol != first->result.protocol)
+      fail<ConfigError>("row '{}' was measured by {}, row '{}' by {}: one table has one protocol", first->label,
+                        first->result.protocol, row.label, row.result.protocol);
+  }
+}
+
 }  // namespace
 
 Table make_table(const ExperimentConfig& c, const Outcome& outcome, const PaperConfig* paper) {
+  check_one_protocol(outcome);
   Table table{.header = {"row"}, .rows = {}, .notes = {}};
   const std::vector<std::string> metrics = metrics_shown(c, outcome);
   std::vector<bool> with_paper;

@@ -7,6 +7,7 @@
 #include "src/config/config.h"
 #include "src/dist/world.h"
 #include "tools/commands.h"
+#include "tools/processes.h"
 #include "trainers/loop.h"
 
 namespace fewstep {
@@ -28,8 +29,7 @@ std::vector<std::string> layered(const TrainArguments& a) {
 
 // The arguments of each process that --nproc starts: the same, without --nproc.
 std::vector<std::string> child_arguments(const TrainArguments& a) {
-  static constexpr const char* kLevels[] = {"debug", "info", "warning", "error"};
-  std::vector<std::string> arguments = {"--log", kLevels[static_cast<int>(log::level())], "train", a.config};
+  std::vector<std::string> arguments = {"train", a.config};
   arguments.insert(arguments.end(), a.overrides.begin(), a.overrides.end());
   if (a.resume) arguments.push_back("--resume");
   if (!a.run_dir.empty()) arguments.insert(arguments.end(), {"--run-dir", a.run_dir});
@@ -37,38 +37,15 @@ std::vector<std::string> child_arguments(const TrainArguments& a) {
   return arguments;
 }
 
-// The others learn the reason; this process does not wait for collectives that will never finish.
-[[noreturn]] void leave_group(dist::World& world, const std::exception& e) {
-  const auto* known = dynamic_cast<const Error*>(&e);
-  if (!dynamic_cast<const DistributedError*>(&e)) world.announce_failure(e.what());
-  log::error("{}", e.what());
-  dist::exit_now(known ? known->exit_code() : 1);
-}
-
 void train(const TrainArguments& a) {
   auto run = config::load<RunConfig>(a.config, layered(a));
-  if (a.nproc > 0) {
-    const int code = dist::launch(a.nproc, child_arguments(a));
-    if (code != 0) throw ExitWith{code};  // the rank has said why
-    return;
-  }
-  const auto world = dist::World::from_environment({.device = run.device});
-  log::set_rank(world->rank(), world->size());
-  try {
-    const LoopResult result = run_training(run, *world, a.resume);
-    if (world->is_main()) {
-      eval::write_run_report(run.folder());
-      log::info("{}: {} steps done, report in {}", run.name, result.steps, (run.folder() / "report.html").string());
-    }
-  } catch (const Interrupted& e) {
-    if (world->size() == 1) throw;
-    world->barrier();  // every rank stops after the same step: nothing failed
-    if (world->is_main()) log::warn("{}", e.what());
-    dist::exit_now(e.exit_code());
-  } catch (const std::exception& e) {
-    if (world->size() == 1) throw;
-    leave_group(*world, e);
-  }
+  if (a.nproc > 0) return start_processes(a.nproc, child_arguments(a));
+  run_in_world(run.device, [&](dist::World& world) {
+    const LoopResult result = run_training(run, world, a.resume);
+    if (!world.is_main()) return;
+    eval::write_run_report(run.folder());
+    log::info("{}: {} steps done, report in {}", run.name, result.steps, (run.folder() / "report.html").string());
+  });
 }
 
 }  // namespace

@@ -49,7 +49,7 @@ std::string name_of(archive_entry* entry, const std::filesystem::path& path) {
   return name;
 }
 
-std::string contents(archive* a, const std::filesystem::path& path, const std::string& name) {
+std::string entry_contents(archive* a, const std::filesystem::path& path, const std::string& name) {
   std::string bytes;
   const void* block = nullptr;
   size_t size = 0;
@@ -74,19 +74,35 @@ bool is_archive_name(const std::filesystem::path& path) {
   return false;
 }
 
+struct ArchiveReader::State {
+  std::filesystem::path path;
+  Reader reader;
+  std::string name;
+};
+ArchiveReader::ArchiveReader(const std::filesystem::path& path)
+    : state_(std::make_unique<State>(State{path, open_reader(path), {}})) {}
+ArchiveReader::~ArchiveReader() = default;
+
+bool ArchiveReader::next(std::string& name) {
+  archive_entry* entry = next_file(state_->reader.get(), state_->path);
+  if (!entry) return false;
+  name = state_->name = name_of(entry, state_->path);
+  return true;
+}
+
+std::string ArchiveReader::contents() { return entry_contents(state_->reader.get(), state_->path, state_->name); }
+
 void read_archive(const std::filesystem::path& path,
                   const std::function<bool(const std::string&, std::string)>& visit) {
-  const Reader a = open_reader(path);
-  while (archive_entry* entry = next_file(a.get(), path)) {
-    const std::string name = name_of(entry, path);
-    if (!visit(name, contents(a.get(), path, name))) return;
-  }
+  ArchiveReader reader(path);
+  for (std::string name; reader.next(name);)
+    if (!visit(name, reader.contents())) return;
 }
 
 std::vector<std::string> archive_names(const std::filesystem::path& path) {
-  const Reader a = open_reader(path);
+  ArchiveReader reader(path);
   std::vector<std::string> names;
-  while (archive_entry* entry = next_file(a.get(), path)) names.push_back(name_of(entry, path));
+  for (std::string name; reader.next(name);) names.push_back(name);
   return names;
 }
 

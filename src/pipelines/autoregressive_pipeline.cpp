@@ -102,9 +102,10 @@ Tensor AutoregressivePipeline::decode_images(const Tensor& tokens) const {
   return io::to_bytes(vq_->decode_indices(indices).to(at::kCPU));
 }
 
-Generated AutoregressivePipeline::generate(const std::vector<std::string>& prompts, uint64_t seed, int64_t first_index,
-                                           const GenerateOptions& options) {
+Generated AutoregressivePipeline::generate(const std::vector<std::string>& prompts, uint64_t seed,
+                                           std::span<const int64_t> ids, const GenerateOptions& options) {
   check(options);
+  FEW_CHECK(ids.size() == prompts.size(), "{} prompts and {} ids", prompts.size(), ids.size());
   const NoGrad no_grad;
   const auto N = static_cast<int64_t>(prompts.size());
   const Tensor rows = encode(prompts);
@@ -112,8 +113,8 @@ Generated AutoregressivePipeline::generate(const std::vector<std::string>& promp
   Generated out;
   for (int64_t start = 0; start < N; start += options.batch_size) {
     const int64_t B = std::min(options.batch_size, N - start);
-    const Tensor ids = at::arange(first_index + start, first_index + start + B);
-    auto decoded = decoding::decode(model_, rows.narrow(0, start, B), ids, seed, options.decoder_options(), &noise_);
+    const Tensor own = at::tensor(at::IntArrayRef(ids.data() + start, static_cast<size_t>(B)), at::kLong);
+    auto decoded = decoding::decode(model_, rows.narrow(0, start, B), own, seed, options.decoder_options(), &noise_);
     const auto begin = std::chrono::steady_clock::now();
     images.push_back(decode_images(decoded.codes));
     out.decode_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();

@@ -15,7 +15,8 @@ class AutoregressivePipeline : public Pipeline {
  public:
   // `folder` holds model_index.json and the components transformer/, vq/ and tokenizer/.
   AutoregressivePipeline(const std::filesystem::path& folder, at::Device device);
-  Generated generate(const std::vector<std::string>& prompts, uint64_t seed, int64_t first_index,
+  using Pipeline::generate;
+  Generated generate(const std::vector<std::string>& prompts, uint64_t seed, std::span<const int64_t> ids,
                      const GenerateOptions& options) override;
   std::string description() const override;
   Json decoding_report(const std::vector<Generated>& runs, const GenerateOptions& options) const override;

@@ -1,6 +1,7 @@
 #include "src/pipelines/pipeline.h"
 
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "src/base/error.h"
 #include "src/base/files.h"
@@ -60,6 +61,12 @@ std::string changed_options(GenerateOptions options) {
   return out;
 }
 
+Generated Pipeline::generate(const std::vector<std::string>& prompts, uint64_t seed, int64_t first_index,
+                             const GenerateOptions& options) {
+  std::vector<int64_t> ids(prompts.size());
+  std::iota(ids.begin(), ids.end(), first_index);
+  return generate(prompts, seed, ids, options);
+}
 Json Pipeline::decoding_report(const std::vector<Generated>&, const GenerateOptions&) const { return nullptr; }
 std::vector<Strip> Pipeline::strips(const std::vector<std::string>&, uint64_t, const GenerateOptions&, int64_t) {
   return {};

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -47,9 +48,12 @@ struct Strip {
 class Pipeline {
  public:
   virtual ~Pipeline() = default;
-  // Sample i is drawn from a generator keyed by (seed, first_index + i): independent of batch size, order, processes.
-  virtual Generated generate(const std::vector<std::string>& prompts, uint64_t seed, int64_t first_index,
+  // Sample i is drawn from a generator keyed by (seed, ids[i]): independent of batch size, order, processes.
+  virtual Generated generate(const std::vector<std::string>& prompts, uint64_t seed, std::span<const int64_t> ids,
                              const GenerateOptions& options) = 0;
+  // With the ids first_index, first_index + 1, ...
+  Generated generate(const std::vector<std::string>& prompts, uint64_t seed, int64_t first_index,
+                     const GenerateOptions& options);
   virtual std::string description() const = 0;
   // Passes, step compression, acceptance and times of finished calls, for decoding.json; null for models without tokens.
   virtual Json decoding_report(const std::vector<Generated>& runs, const GenerateOptions& options) const;

@@ -30,6 +30,7 @@ class Folders : public testing::Test {
     return at::arange(3 * height * width).mul(7 + seed).remainder(251).to(at::kByte).view({3, height, width});
   }
   std::filesystem::path add(const std::string& name, int64_t height, int64_t width, int64_t seed) const {
+    make_directories((folder / name).parent_path());
     io::write_image(folder / name, picture(height, width, seed));
     return folder / name;
   }
@@ -41,12 +42,12 @@ std::unique_ptr<ImageEncoder> slim(const EncoderOptions& options = {}) {
 }
 
 TEST_F(Folders, FeaturesComeInOrderWhateverTheBatchAndTheThreads) {
-  std::vector<std::filesystem::path> files;
-  for (int64_t i = 0; i < 7; ++i) files.push_back(add(fmt::format("{}.png", i), 20 + 5 * i, 31 + i, i));
+  std::vector<std::string> files;
+  for (int64_t i = 0; i < 7; ++i) files.push_back(add(fmt::format("{}.png", i), 20 + 5 * i, 31 + i, i).filename());
   const auto encoder = slim();
   const auto run = [&](int64_t batch, int64_t threads) {
     std::vector<Tensor> parts;
-    const Extraction e = extract(files, *encoder, {.batch = batch, .threads = threads},
+    const Extraction e = extract(*image_files_of(folder, files), *encoder, {.batch = batch, .threads = threads},
                                  [&](const Encoded& x) { parts.push_back(x.features); });
     EXPECT_EQ(e.images, 7);
     return at::cat(parts);
@@ -55,7 +56,7 @@ TEST_F(Folders, FeaturesComeInOrderWhateverTheBatchAndTheThreads) {
   ASSERT_EQ(all.sizes(), (std::vector<int64_t>{7, 128}));
   EXPECT_TRUE(at::allclose(run(3, 3), all, 1e-5, 1e-5));
   EXPECT_TRUE(at::allclose(run(1, 9), all, 1e-5, 1e-5));
-  EXPECT_TRUE(at::allclose(encoder->features(io::read_image(files[4]).unsqueeze(0))[0], all[4], 1e-5, 1e-5));
+  EXPECT_TRUE(at::allclose(encoder->features(io::read_image(folder / files[4]).unsqueeze(0))[0], all[4], 1e-5, 1e-5));
 }
 
 TEST_F(Folders, NamesCarryPipelineAndTap) {
@@ -107,8 +108,26 @@ TEST_F(Folders, StatisticsAreOfAFolder) {
                   .get<double>(),
               0, 1e-6);
   EXPECT_THAT(message_of([&] { write_statistics(file, folder / "x.npz", *encoder); }),
-              HasSubstr("no such folder of images"));
+              HasSubstr("images are read from a folder"));
   std::filesystem::remove(file);
+}
+
+TEST_F(Folders, UnequalNumbersAreWarnedOf) {
+  const auto encoder = slim();
+  add("a/1.png", 20, 20, 1), add("a/2.png", 30, 20, 2), add("a/3.png", 24, 20, 3);
+  add("b/1.png", 20, 20, 4), add("b/2.png", 30, 20, 5);
+  const CompareSide a = load_side(folder / "a", *encoder), b = load_side(folder / "b", *encoder);
+  testing::internal::CaptureStderr();
+  compare(CompareMetric::fid, a, b, *encoder);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(),
+              testing::AllOf(HasSubstr("a has 3 images, "), HasSubstr("b has 2: distances carry a bias of about 1/N"),
+                             HasSubstr("fewer images (2) than features (128)")));
+}
+
+TEST_F(Folders, FloatsAreRefusedWhateverTheirRange) {
+  for (const char* pipeline : {"clean", "pytorch-fid", "tf-legacy", "torchmetrics"})
+    EXPECT_THAT(message_of([&] { slim({.pipeline = pipeline})->features(at::rand({1, 3, 20, 20}) * 2 - 1); }),
+                testing::AllOf(HasSubstr("must be uint8 in [0, 255], got Float"), HasSubstr("convert floats")));
 }
 
 TEST_F(Folders, FlatAndGreyImagesAreCountedNotDropped) {
@@ -116,7 +135,7 @@ TEST_F(Folders, FlatAndGreyImagesAreCountedNotDropped) {
   io::write_image(folder / "grey.png", picture(20, 20, 1).narrow(0, 0, 1).contiguous());
   add("c.png", 20, 20, 5);
   int64_t rows = 0;
-  const Extraction e = extract(image_files(folder), *slim(), {}, [&](const Encoded& x) { rows += x.features.size(0); });
+  const Extraction e = extract(*open_images(folder), *slim(), {}, [&](const Encoded& x) { rows += x.features.size(0); });
   EXPECT_EQ(rows, 3);
   EXPECT_EQ(e.constant, 1);
   EXPECT_EQ(e.grey, 1);

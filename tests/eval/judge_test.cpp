@@ -7,6 +7,7 @@
 
 #include "eval/accuracy.h"
 #include "eval/compare.h"
+#include "eval/image_source.h"
 #include "eval/statistics_file.h"
 #include "eval/distortions.h"
 #include "eval/html.h"
@@ -181,6 +182,31 @@ TEST(Qualification, AnEncoderThatSeesPixelsPassesAndABlindOneFails) {
   EXPECT_FALSE(bad.passed);
   sets.gaussian = sets.gaussian.slice(0, 0, 100);
   EXPECT_THAT(message_of<Error>([&] { qualify("x", pixels, sets, 0); }), HasSubstr("must be equal"));
+}
+
+TEST(Qualification, LostClassesAreSeen) {
+  // Five classes, each a brightness of its own: fewer of them move mean and spread.
+  const Tensor labels = at::arange(200, at::kLong).remainder(5);
+  const Tensor bright = (labels * 25).view({200, 1, 1, 1});
+  const Tensor real = (smooth_images(200, 2).to(at::kLong) / 2 + bright).to(at::kByte);
+  const Tensor reference = (smooth_images(200, 1).to(at::kLong) / 2 + bright).to(at::kByte);
+  const QualificationSets sets{.reference = reference,
+                               .real = real,
+                               .reconstructions = gaussian_blur(real, 0.6),
+                               .gaussian = add_noise(real, 25, 3),
+                               .independent = add_noise(real, 90, 4),
+                               .labels = labels};
+  const auto mean = [](const Tensor& x) { return at::cat({x.to(at::kFloat).mean({1, 2, 3}).unsqueeze(1), x.to(at::kFloat).std({1, 2, 3}).unsqueeze(1)}, 1); };
+  const Qualification q = qualify("FD[mean]", mean, sets, 0);
+  ASSERT_EQ(q.curves.size(), 4u);
+  const DistortionCurve& drop = q.curves.back();
+  EXPECT_EQ(drop.name, "class drop");
+  ASSERT_EQ(drop.levels, (std::vector<double>{1, 2, 3}));
+  for (size_t i = 1; i < drop.fd.size(); ++i) EXPECT_GT(drop.fd[i], drop.fd[i - 1]) << format_qualification(q);
+  const Tensor three = drop_classes(real, labels, 2);
+  EXPECT_TRUE(at::equal(three[2], real[2]));
+  EXPECT_TRUE(at::equal(three[0], real[2]));  // the first image that is kept
+  EXPECT_EQ(three.size(0), 200);
 }
 
 TEST(Distortions, GrowWithTheirLevelAndKeepTheShape) {

@@ -14,12 +14,9 @@
 #include "src/base/json.h"
 #include "src/config/config.h"
 #include "src/models/conv_encoder.h"
-#include "src/models/llama.h"
 #include "src/models/model.h"
-#include "src/models/sequence_layout.h"
-#include "src/models/vq_model.h"
 #include "src/tensor/ops.h"
-#include "src/text/bpe.h"
+#include "tests/support/small_models.h"
 
 namespace fewstep::eval {
 namespace {
@@ -27,26 +24,9 @@ namespace {
 using testing::HasSubstr;
 namespace fs = std::filesystem;
 
-// A model folder of 8 x 8 codes of 16, and an encoder that judges, both with random weights.
+// A model folder, and an encoder that judges, both with random weights.
 void write_models(const fs::path& folder) {
-  const auto tokenizer = text::BpeTokenizer::train({"a dark long dress", "a bright wide bag"}, 270);
-  tokenizer.save(folder / "model/tokenizer");
-  models::VqConfig vq{.in_channels = 1, .out_channels = 1, .block_out_channels = {8}};
-  vq.latent_channels = 4, vq.sample_size = 32, vq.num_vq_embeddings = 16, vq.norm_num_groups = 4, vq.patch_size = 4;
-  vq.mid_block_add_attention = false;
-  models::VQModel vq_model(vq);
-  vq_model.initialise(1);
-  models::save_model(folder / "model/vq", vq_model, vq.to_json());
-  const models::SequenceLayout layout{
-      .text_vocab = tokenizer.vocab_size(), .pad_id = tokenizer.pad_id(), .codebook = 16, .caption_length = 8};
-  models::LlamaConfig llama;
-  llama.vocab_size = layout.vocab_size(), llama.hidden_size = 32, llama.intermediate_size = 64, llama.num_hidden_layers = 2;
-  llama.initializer_range = 0.3;  // a law that hangs on the tokens before, unlike that of the usual start
-  models::LlamaForCausalLM transformer(llama);
-  transformer.initialise(2);
-  models::save_model(folder / "model/transformer", transformer, llama.to_json());
-  write_json(folder / "model/model_index.json",
-             {{"_class_name", "AutoregressivePipeline"}, {"sequence_layout", layout.to_json()}});
+  support::write_small_pipeline(folder / "model");
   models::ConvEncoderConfig judge;
   judge.channels = {4, 8}, judge.kernels = {3, 3}, judge.strides = {2, 2}, judge.blocks = {1, 1}, judge.norm_groups = 4;
   judge.feature_stages = {0, 1}, judge.embedding_dim = 4;

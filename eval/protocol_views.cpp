@@ -1,0 +1,189 @@
+// The networks' looks at the images of a protocol.
+#include <algorithm>
+#include <optional>
+
+#include "eval/clip_scores.h"
+#include "eval/feature_set.h"
+#include "eval/protocol_run.h"
+#include "eval/statistics_file.h"
+#include "src/base/error.h"
+#include "src/base/log.h"
+#include "src/tensor/ops.h"
+
+namespace fewstep::eval {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::shared_ptr<const ImageSource> prepared(const ProtocolRun& run, std::shared_ptr<const ImageSource> images,
+                                            bool patch) {
+  if (!images || patch || run.protocol.side == 0) return images;
+  return squares(std::move(images), run.protocol.side);
+}
+
+std::string folder_of(const ProtocolEncoders& e, std::string_view key) {
+  if (key == "inception") return e.inception;
+  if (key == "clip") return e.clip;
+  if (key == "cmmd") return e.cmmd;
+  return key == "dinov2" ? e.dinov2 : e.vgg;
+}
+
+EncoderOptions options_of(const ProtocolRun& run, EncoderView view, const std::string& folder) {
+  if (!is_published_encoder(folder)) return {};  // encoders trained here have one way only
+  switch (view) {
+    case EncoderView::inception:
+    case EncoderView::inception_patch:
+      return {.pipeline = run.protocol.pipeline};
+    case EncoderView::inception_spatial:
+      return {.pipeline = run.protocol.pipeline, .tap = "spatial"};
+    case EncoderView::cmmd:
+      return {.pipeline = "square_first"};
+    default:
+      return {};
+  }
+}
+
+void count(ProtocolRun& run, const std::string& side, const FeatureSet& set) {
+  for (const ProtocolCounts& c : run.counts)
+    if (c.side == side) return;  // every view sees the same files
+  run.counts.push_back({side, set.features.size(0), set.constant, set.grey, set.unreadable_count, set.unreadable});
+}
+
+FeatureSet features(ProtocolRun& run, const std::shared_ptr<const ImageSource>& source, const ImageEncoder& encoder,
+                    const std::string& label, const fs::path& cache) {
+  FeatureSet set = compute_features(source, encoder,
+                                    {.skip_unreadable = run.config.skip_unreadable,
+                                     .label = fmt::format("{}, {}", label, encoder.identity().name),
+                                     .cache = cache},
+                                    run.world);
+  count(run, label, set);
+  return set;
+}
+
+void compute(ProtocolRun& run, const ProtocolMetrics& metrics, const ViewInputs& inputs) {
+  if (!run.world.is_main()) return;
+  for (const ProtocolMetric* metric : metrics) run.row.metrics.merge(metric->compute(inputs));
+}
+
+CompareSide side_at(const std::string& path, const FeatureSet& set) {
+  return side_of_features(path, set.features, set.logits);
+}
+
+// Pairs need the same prompts on both sides.
+void check_pairs(const ProtocolRun& run, const FeatureSet& own, const FeatureSet& baseline) {
+  if (!at::equal(own.places, baseline.places))
+    fail<DataError>("paired_with: {} and {} do not have the same readable images", run.config.paired_with,
+                    run.samples->path());
+}
+
+void look_at_images(ProtocolRun& run, const ViewKind& view, const std::string& folder, const ProtocolMetrics& metrics) {
+  const ProtocolConfig& c = run.config;
+  const bool only_moments = std::all_of(metrics.begin(), metrics.end(), [](const auto* m) { return m->only_moments; });
+  if (!run.real && !only_moments)
+    fail<ConfigError>(
+        "reference: statistics have no features; of this network's metrics only fid, fid_infinity and "
+        "inception_score can do without 'images'");
+  const auto encoder =
+      load_image_encoder(folder, std::string(view.encoder), run.world.device(), options_of(run, view.view, folder));
+  run.results.encoders.push_back(encoder->identity());
+  const fs::path own_cache = output_folder(c) / "features";
+  std::optional<CompareSide> baseline;
+  CompareSide real{.path = c.reference, .total = {}, .features = {}, .logits = {}};
+  if (run.real) {
+    real =
+        side_at(run.real->path(), features(run, prepared(run, run.real, view.patch), *encoder, "real images", c.cache));
+  } else {
+    const StatisticsFile file = load_statistics(c.reference);
+    check_provenance(c.reference, file.provenance, encoder->identity(), /*force=*/false);
+    real.total = file.statistics;
+  }
+  const FeatureSet own = features(run, prepared(run, run.samples, view.patch), *encoder, "samples", own_cache);
+  const CompareSide samples = side_at(run.samples->path(), own);
+  if (run.baseline) {
+    const FeatureSet other = features(run, prepared(run, run.baseline, view.patch), *encoder, "baseline",
+                                      fs::path(c.paired_with) / "features");
+    check_pairs(run, own, other);
+    baseline = side_at(run.baseline->path(), other);
+  }
+  compute(run, metrics,
+          {.protocol = run.protocol,
+           .identity = encoder->identity(),
+           .real = &real,
+           .samples = &samples,
+           .baseline = baseline ? &*baseline : nullptr});
+}
+
+Tensor text_embeddings(const TextImageEncoder& clip, const std::vector<Prompt>& prompts, const Tensor& places,
+                       std::string_view prefix) {
+  constexpr int64_t kBatch = 256;
+  std::vector<Tensor> parts;
+  for (int64_t i = 0; i < places.numel(); i += kBatch) {
+    std::vector<std::string> texts;
+    for (int64_t j = i; j < std::min(i + kBatch, places.numel()); ++j)
+      texts.push_back(std::string(prefix) + prompts[static_cast<size_t>(places[j].item<int64_t>())].text);
+    parts.push_back(clip.text_embeddings(texts));
+  }
+  return at::cat(parts).to(at::kDouble);
+}
+
+// Of every image that could be read, with its caption; `places` are those of the prompts.
+Tensor cosines_of(ProtocolRun& run, const TextImageEncoder& clip, const std::shared_ptr<const ImageSource>& images,
+                  const std::string& label, const fs::path& cache, Tensor& places) {
+  const std::string_view prefix = find_clip_score(run.protocol.clip_definition).prefix;
+  const FeatureSet set = features(run, prepared(run, images, false), ImageTower(clip), label, cache);
+  places = set.places;
+  return (set.features.to(at::kDouble) * text_embeddings(clip, run.prompts, places, prefix)).sum(1);
+}
+
+void look_at_captions(ProtocolRun& run, const ViewKind& view, const std::string& folder,
+                      const ProtocolMetrics& metrics) {
+  const ClipScoreKind& kind = find_clip_score(run.protocol.clip_definition);
+  const auto clip =
+      load_text_image_encoder(folder, std::string(view.encoder), run.world.device(), {.cleaning = kind.cleaning});
+  const EncoderIdentity identity = clip->identity();
+  run.results.encoders.push_back(identity);
+  run.cosines = cosines_of(run, *clip, run.samples, "samples", output_folder(run.config) / "features", run.places);
+  run.truncated = clip->truncated();
+  run.clip_name = metric_name("CLIPScore", identity, kind.name);
+  ViewInputs inputs{
+      .protocol = run.protocol, .identity = identity, .cosines = run.cosines, .logit_scale = clip->logit_scale()};
+  if (run.baseline) {
+    Tensor places;
+    inputs.baseline_cosines =
+        cosines_of(run, *clip, run.baseline, "baseline", fs::path(run.config.paired_with) / "features", places);
+    if (!at::equal(places, run.places))
+      fail<DataError>("paired_with: {} and {} do not have the same readable images", run.config.paired_with,
+                      run.samples->path());
+  }
+  compute(run, metrics, inputs);
+  if (run.truncated > 0)
+    log::warn("{} of {} captions were longer than the text encoder reads and were cut", run.truncated,
+              run.prompts.size());
+}
+
+}  // namespace
+
+ProtocolMetrics wanted_metrics(const ProtocolRun& run, const ViewKind& view) {
+  const ProtocolConfig& c = run.config;
+  ProtocolMetrics wanted;
+  const bool given = !folder_of(c.encoders, view.encoder).empty();
+  // A network trained here has no spatial features.
+  const bool fits =
+      view.view != EncoderView::inception_spatial || (given && is_published_encoder(c.encoders.inception));
+  for (const ProtocolMetric& metric : protocol_metrics()) {
+    if (metric.view != view.view) continue;
+    const bool named = std::find(c.metrics.begin(), c.metrics.end(), metric.name) != c.metrics.end();
+    if (named && !given) fail<ConfigError>("metrics: {} needs encoders.{}", metric.name, view.encoder);
+    const bool by_default =
+        c.metrics.empty() && given && fits && (!view.patch || run.protocol.patch) && (run.real || metric.only_moments);
+    if (named || by_default) wanted.push_back(&metric);
+  }
+  return wanted;
+}
+
+void look(ProtocolRun& run, const ViewKind& view, const ProtocolMetrics& metrics) {
+  const std::string folder = folder_of(run.config.encoders, view.encoder);
+  view.text ? look_at_captions(run, view, folder, metrics) : look_at_images(run, view, folder, metrics);
+}
+
+}  // namespace fewstep::eval
