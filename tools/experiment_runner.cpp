@@ -298,8 +298,10 @@ eval::ResultRow mean_over_seeds(const std::string& label, const std::vector<eval
   mean.metrics.clear();
   for (const auto& [name, first] : runs[0].metrics) {
     std::vector<double> values;
+    double sampling = 0;  // of one run: what its finite number of images leaves open
     for (const eval::ResultRow& run : runs)
-      if (const auto it = run.metrics.find(name); it != run.metrics.end()) values.push_back(it->second.value);
+      if (const auto it = run.metrics.find(name); it != run.metrics.end())
+        values.push_back(it->second.value), sampling += it->second.ci95 / n;
     // Encoders trained per seed have other hashes, hence other names: their numbers are not averaged.
     if (values.size() != runs.size()) continue;
     double sum = 0, squares = 0;
@@ -308,6 +310,8 @@ eval::ResultRow mean_over_seeds(const std::string& label, const std::vector<eval
     eval::Value value = first;
     value.value = sum;
     value.ci95 = eval::student_t95(static_cast<int64_t>(runs.size()) - 1) * std::sqrt(squares / (n - 1) / n);
+    if (sampling > 0)
+      value.note += fmt::format("{}sampling ± {} a seed", value.note.empty() ? "" : "; ", eval::format_number(sampling));
     mean.metrics[name] = value;
   }
   if (mean.metrics.empty())

@@ -133,7 +133,9 @@ void add_override(const std::string& text, Place place, ValuePtr& root, Problems
   if (text.size() > kMaxBytes) return problems.add(place, "the value is too long");
   Place at = place;
   for (size_t i = 0; i <= equals; ++i) at.column += (static_cast<unsigned char>(text[i]) & 0xC0) != 0x80;
-  ValuePtr value = parse_yaml(std::string_view(text).substr(equals + 1), at, problems);
+  // A shell takes the quotes off key="": nothing behind '=' is the empty string, not null.
+  const std::string_view given = std::string_view(text).substr(equals + 1);
+  ValuePtr value = parse_yaml(trim(given).empty() ? "\"\"" : given, at, problems);
   if (!value) return;
   for (auto part = path.rbegin(); part != path.rend(); ++part) {
     auto map = std::make_shared<Value>();

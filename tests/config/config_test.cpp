@@ -123,6 +123,14 @@ TEST(Config, OverridesAreTheTopLayer) {
   EXPECT_EQ(run.rows[0].set, (config::Overrides{{"x.y", "[1, z]"}}));
 }
 
+TEST(Config, AnEmptyOverrideIsAnEmptyText) {
+  const Scratch s;
+  const auto file = s.write("f.yaml", "name: t\n");
+  EXPECT_EQ(load<Sample>(file, std::vector<std::string>{"name="}).name, "");
+  EXPECT_EQ(load<Sample>(file, std::vector<std::string>{"name= "}).name, "");
+  EXPECT_THAT(error_of([&] { load<Sample>(file, std::vector<std::string>{"seed="}); }), testing::HasSubstr("seed: "));
+}
+
 TEST(Config, OverridesAreReportedWithTheirNumberAndColumn) {
   const Scratch s;
   const auto file = s.write("f.yaml", "name: t\nsede: 1\n");

@@ -189,6 +189,7 @@ TEST_F(Experiment, MeanAndIntervalOverSeeds) {
   const eval::Value v = mean.metrics.at("FD[judge@1a2b3c4d]");
   EXPECT_DOUBLE_EQ(v.value, 2);
   EXPECT_NEAR(v.ci95, 4.30265 / std::sqrt(3.0), 1e-4);  // t_2 s / sqrt 3, s = 1
+  EXPECT_EQ(v.note, "sampling ± 0.500 a seed");  // apart from what differs between seeds
   EXPECT_EQ(mean.seeds, (std::vector<int64_t>{1, 2, 3}));
   eval::ResultRow slow = measured(1, 1), quick = measured(1, 2);
   slow.steps = 100, quick.steps = 75;
