@@ -208,21 +208,14 @@ Json score_inception(const CompareSide& side, const ImageEncoder& encoder, int64
         {.value = score.mean, .n = side.logits.size(0), .note = fmt::format("std over splits {:.3g}", score.std)}}});
 }
 
-namespace {
-
-struct Captioned {
-  std::vector<fs::path> files;
-  std::vector<std::string> texts;
-};
-
-Captioned read_captions(const fs::path& images, const fs::path& list) {
+CaptionedFiles read_captions(const fs::path& images, const fs::path& list) {
   std::ifstream file(list);
   if (!file)
     fail<DataError>(
         "{}: cannot be read; it lists the images with their captions, a line each: {{\"file_name\": \"a.png\", "
         "\"text\": \"a cat\"}}",
         list.string());
-  Captioned out;
+  CaptionedFiles out;
   int64_t number = 0;
   for (std::string line; std::getline(file, line);) {
     ++number;
@@ -243,6 +236,8 @@ Captioned read_captions(const fs::path& images, const fs::path& list) {
   return out;
 }
 
+namespace {
+
 // The image tower alone.
 class ImageTower : public ImageEncoder {
  public:
@@ -261,7 +256,7 @@ class ImageTower : public ImageEncoder {
 Json compare_captions(const fs::path& images, const fs::path& captions, const TextImageEncoder& clip,
                       const ClipScoreKind& kind, bool skip_unreadable) {
   constexpr size_t kBatch = 256;
-  Captioned set = read_captions(images, captions.empty() ? images / "metadata.jsonl" : captions);
+  CaptionedFiles set = read_captions(images, captions.empty() ? images / "metadata.jsonl" : captions);
   for (std::string& text : set.texts) text = std::string(kind.prefix) + text;
   std::vector<Tensor> parts, texts;
   const Extraction read =

@@ -10,11 +10,13 @@ namespace fewstep::eval {
 namespace {
 
 // Names readers take for the published protocol. Compared without case, '-', '_' and ' '.
-constexpr std::array<std::string_view, 10> kEstablished = {
-    "fid", "kid", "clipscore", "is", "inceptionscore", "cmmd", "geneval", "hpsv2", "pickscore", "imagereward"};
+constexpr std::array<std::string_view, 13> kEstablished = {
+    "fid",   "kid",       "clipscore",   "is",   "inceptionscore", "cmmd", "geneval",
+    "hpsv2", "pickscore", "imagereward", "sfid", "patchfid",       "lpips"};
 // Ours, but nothing without the encoder's name and hash.
-constexpr std::array<std::string_view, 9> kOfEncoder = {"FD",     "KD",      "MMD",      "FD_difference", "precision",
-                                                        "recall", "density", "coverage", "class_accuracy"};
+constexpr std::array<std::string_view, 13> kOfEncoder = {
+    "FD",     "KD",      "MMD",      "FD_difference",  "sFD",       "patch_FD",  "precision",
+    "recall", "density", "coverage", "class_accuracy", "diversity", "perceptual"};
 // Before the brackets.
 constexpr std::array<std::string_view, 12> kOfGenerator = {
     "step_compression", "passes",        "ms_per_pass",          "tokens_per_second", "decoder_overhead", "speed_up",
@@ -33,7 +35,12 @@ std::string squeeze(std::string_view name) {
 // of its SHA-256, as torch.hub checks them.
 std::span<const OfficialWeights> official_weights() {
   static constexpr OfficialWeights kList[] = {
-      {"6726825d", "FD", "FID"}, {"6726825d", "KD", "KID"}, {"6726825d", "IS", "IS"}};
+      {"6726825d", "FD", "FID"},
+      {"6726825d", "sFD", "sFID"},
+      {"6726825d", "patch_FD", "patch-FID"},
+      {"6726825d", "KD", "KID"},
+      {"6726825d", "IS", "IS"},
+      {"397923af", "perceptual", "LPIPS"}};  // torchvision's vgg16-397923af.pth; see PerceptualDistance
   return kList;
 }
 
@@ -46,6 +53,8 @@ bool earns(const EncoderIdentity& e, const OfficialWeights& w) {
 
 std::string metric_name(std::string_view metric, const EncoderIdentity& encoder, std::string_view detail,
                         std::span<const OfficialWeights> allowed) {
+  // A spatial map's Frechet distance is another metric (sFID, Nash et al. 2021), whoever asks for it.
+  if (metric == "FD" && encoder.pipeline.find("tap=spatial") != std::string::npos) metric = "sFD";
   std::string details = encoder.pipeline;
   if (!detail.empty()) details += fmt::format("{}{}", details.empty() ? "" : ",", detail);
   for (const OfficialWeights& w : allowed)
