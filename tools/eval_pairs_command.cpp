@@ -124,11 +124,19 @@ std::vector<CLI::App*> add_eval_pair_commands(CLI::App& eval_command) {
   pairing->add_flag("--by-caption", a->by_caption,
                     "pair by metadata.jsonl: the k-th image of a caption in A with the k-th of it in B");
   pairing->add_flag("--json", a->json, "print JSON");
+  pairing->footer(
+      "Examples:\n"
+      "  fewstep eval pairs originals/ reconstructions/\n"
+      "  fewstep eval pairs teacher/ student/ --by-caption --encoder weights/vgg16\n"
+      "\"LPIPS\" is printed only with torchvision's VGG16 and the published linear layers in weights/vgg16/lpips, "
+      "both\n"
+      "made by tools/convert_weights.py; other weights give perceptual[NAME@hash].");
   pairing->callback([a] { pairs(*a); });
   auto* varying = eval_command.add_subcommand("diversity", "mean distance between the images of one prompt");
   varying->add_option("IMAGES", a->a, "folder with metadata.jsonl: lines {\"file_name\", \"text\"}")->required();
   add_features(*varying, *a);
   varying->add_flag("--json", a->json, "print JSON");
+  varying->footer("Example:\n  fewstep eval diversity samples/ --encoder weights/dinov2 --name dinov2");
   varying->callback([a] { diversity(*a); });
   auto* patches = eval_command.add_subcommand("patch-fid", "Frechet distance of central crops at full resolution");
   patches->add_option("A", a->a, "real images: a folder")->required();
@@ -143,6 +151,10 @@ std::vector<CLI::App*> add_eval_pair_commands(CLI::App& eval_command) {
   patches->add_flag("--skip-unreadable", a->patches.skip_unreadable,
                     "leave out files that cannot be read, and say how many");
   patches->add_flag("--json", a->json, "print JSON");
+  patches->footer(
+      "Examples:\n"
+      "  fewstep eval patch-fid coco/val2017 samples/ --encoder weights/inception --skip-small\n"
+      "  fewstep eval patch-fid real/ samples/ --encoder runs/judge16 --grid --side 16");
   patches->callback([a] { patch_fid(*a); });
   return {pairing, varying, patches};
 }
