@@ -1,6 +1,7 @@
 // Data sets: a sized, random-access list of samples, and the batch a trainer sees.
 #pragma once
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <span>
@@ -31,6 +32,8 @@ class Dataset {
   // Every caption that get() may choose for this sample, in the order choose_caption counts them.
   virtual std::vector<std::string> captions(int64_t index) const { return {get(index, 0, 0).caption}; }
   virtual std::vector<std::string> class_names() const { return {}; }
+  // The image file of sample `index`, for data sets that are lists of files; else empty.
+  virtual std::filesystem::path image_file(int64_t) const { return {}; }
   virtual std::string description() const = 0;  // one line for logs and reports
   virtual std::string fingerprint() const = 0;  // SHA-256 over content identity (files, sizes, options)
 };

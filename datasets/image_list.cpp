@@ -40,6 +40,7 @@ class ImageList final : public Dataset {
     return {
         *std::max_element(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.size() < b.size(); })};
   }
+  fs::path image_file(int64_t index) const override { return entries_.at(static_cast<size_t>(index)).path; }
   std::string description() const override { return fmt::format("{}: {} images", description_, entries_.size()); }
 
   std::string fingerprint() const override {

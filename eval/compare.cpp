@@ -184,21 +184,14 @@ Json score_inception(const CompareSide& side, const ImageEncoder& encoder, int64
         {.value = score.mean, .n = side.logits.size(0), .note = fmt::format("std over splits {:.3g}", score.std)}}});
 }
 
-namespace {
-
-struct Captioned {
-  std::vector<std::string> files;
-  std::vector<std::string> texts;
-};
-
-Captioned read_captions(const fs::path& images, const fs::path& list) {
+CaptionedFiles read_captions(const fs::path& images, const fs::path& list) {
   std::ifstream file(list);
   if (!file)
     fail<DataError>(
         "{}: cannot be read; it lists the images with their captions, a line each: {{\"file_name\": \"a.png\", "
         "\"text\": \"a cat\"}}",
         list.string());
-  Captioned out;
+  CaptionedFiles out;
   int64_t number = 0;
   for (std::string line; std::getline(file, line);) {
     ++number;
@@ -210,29 +203,28 @@ Captioned read_captions(const fs::path& images, const fs::path& list) {
     };
     if (text("file_name").empty() || text("text").empty())
       fail<DataError>("{}:{}: expected {{\"file_name\": ..., \"text\": ...}}, found {}", list.string(), number, line);
-    out.files.push_back(text("file_name"));
-    if (!fs::exists(images / out.files.back()))
-      fail<DataError>("{}:{}: there is no image {}", list.string(), number, (images / out.files.back()).string());
+    out.names.push_back(text("file_name"));
+    if (!fs::exists(images / out.names.back()))
+      fail<DataError>("{}:{}: there is no image {}", list.string(), number, (images / out.names.back()).string());
     out.texts.push_back(text("text"));
   }
-  if (out.files.empty()) fail<DataError>("{}: lists no image", list.string());
+  if (out.names.empty()) fail<DataError>("{}: lists no image", list.string());
   return out;
 }
-
-}  // namespace
 
 Json compare_captions(const fs::path& images, const fs::path& captions, const TextImageEncoder& clip,
                       const ClipScoreKind& kind, bool skip_unreadable) {
   constexpr size_t kBatch = 256;
-  Captioned set = read_captions(images, captions.empty() ? images / "metadata.jsonl" : captions);
+  CaptionedFiles set = read_captions(images, captions.empty() ? images / "metadata.jsonl" : captions);
   for (std::string& text : set.texts) text = std::string(kind.prefix) + text;
   std::vector<Tensor> parts, texts;
   const Extraction read =
-      extract(*image_files_of(images, set.files), ImageTower(clip), {.skip_unreadable = skip_unreadable, .label = images.filename().string()},
+      extract(*image_files_of(images, set.names), ImageTower(clip),
+              {.skip_unreadable = skip_unreadable, .label = images.filename().string()},
               [&](const Encoded& e) { parts.push_back(e.features); });
   if (!read.unreadable.empty()) {  // pairs stay pairs
     std::vector<std::string> kept;
-    for (size_t i = 0; i < set.files.size(); ++i)
+    for (size_t i = 0; i < set.names.size(); ++i)
       if (!std::binary_search(read.unreadable_places.begin(), read.unreadable_places.end(), i))
         kept.push_back(set.texts[i]);
     set.texts = std::move(kept);

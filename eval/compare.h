@@ -51,4 +51,12 @@ Json score_inception(const CompareSide& side, const ImageEncoder& encoder, int64
 Json compare_captions(const std::filesystem::path& images, const std::filesystem::path& captions,
                       const TextImageEncoder& clip, const ClipScoreKind& kind, bool skip_unreadable = false);
 
+struct CaptionedFiles {
+  std::vector<std::string> names;  // relative to the folder of the images
+  std::vector<std::string> texts;
+};
+// The lines {"file_name": ..., "text": ...} of `list`, whose names are relative to `images`. DataError: unreadable, no
+// line, no such image, a line without a text.
+CaptionedFiles read_captions(const std::filesystem::path& images, const std::filesystem::path& list);
+
 }  // namespace fewstep::eval

@@ -182,6 +182,24 @@ class Squares : public Derived {
   int64_t side_;
 };
 
+class CentralCrops : public Derived {
+ public:
+  CentralCrops(std::shared_ptr<const ImageSource> source, int64_t side) : Derived(std::move(source)), side_(side) {}
+  Tensor read(size_t place) const override {
+    const Tensor image = source_->read(place);
+    if (std::min(image.size(1), image.size(2)) < side_)
+      fail<DataError>("{}: {}: {} x {} pixels, no crop of {} fits into it; resizing would mix two populations", path(),
+                      name(place), image.size(2), image.size(1), side_);
+    return crop_centre(image, side_);
+  }
+  std::string content_hash() const override {
+    return sha256_hex(fmt::format("crop {} of {}", side_, source_->content_hash()));
+  }
+
+ private:
+  int64_t side_;
+};
+
 }  // namespace
 
 std::vector<fs::path> image_files(const fs::path& folder) {
@@ -246,6 +264,9 @@ std::unique_ptr<ImageSource> open_images(const fs::path& path) {
 
 std::unique_ptr<ImageSource> every(std::shared_ptr<const ImageSource> source, size_t first, size_t stride) {
   return std::make_unique<Every>(std::move(source), first, stride);
+}
+std::unique_ptr<ImageSource> central_crops(std::shared_ptr<const ImageSource> source, int64_t side) {
+  return std::make_unique<CentralCrops>(std::move(source), side);
 }
 std::unique_ptr<ImageSource> squares(std::shared_ptr<const ImageSource> source, int64_t side) {
   return std::make_unique<Squares>(std::move(source), side);

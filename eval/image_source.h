@@ -33,6 +33,8 @@ std::unique_ptr<ImageSource> image_files_of(const std::filesystem::path& folder,
 std::unique_ptr<ImageSource> every(std::shared_ptr<const ImageSource> source, size_t first, size_t stride);
 // Central square, then Lanczos on bytes to side x side (crop_and_resize_lanczos), of every image.
 std::unique_ptr<ImageSource> squares(std::shared_ptr<const ImageSource> source, int64_t side);
+// The central side x side pixels, nothing resized (crop_centre). DataError for an image with a shorter side.
+std::unique_ptr<ImageSource> central_crops(std::shared_ptr<const ImageSource> source, int64_t side);
 
 // The files metadata.jsonl lists, or else all image files below `folder`, sorted by path, hidden ones left out.
 std::vector<std::filesystem::path> image_files(const std::filesystem::path& folder);

@@ -10,12 +10,13 @@ namespace fewstep::eval {
 namespace {
 
 // Names readers take for the published protocol. Compared without case, '-', '_' and ' '.
-constexpr std::array<std::string_view, 12> kEstablished = {
-    "fid", "sfid", "patchfid", "kid", "clipscore", "is", "inceptionscore", "cmmd", "geneval", "hpsv2", "pickscore", "imagereward"};
+constexpr std::array<std::string_view, 13> kEstablished = {
+    "fid",   "kid",       "clipscore",   "is",   "inceptionscore", "cmmd", "geneval",
+    "hpsv2", "pickscore", "imagereward", "sfid", "patchfid",       "lpips"};
 // Ours, but nothing without the encoder's name and hash.
-constexpr std::array<std::string_view, 11> kOfEncoder = {
-    "FD",     "sFD",     "KD",       "MMD",           "FD_difference",       "precision",
-    "recall", "density", "coverage", "class_accuracy", "CLIPScore_difference"};
+constexpr std::array<std::string_view, 14> kOfEncoder = {
+    "FD",     "KD",      "MMD",      "FD_difference",  "sFD",       "patch_FD",   "precision",
+    "recall", "density", "coverage", "class_accuracy", "diversity", "perceptual", "CLIPScore_difference"};
 // Before the brackets.
 constexpr std::array<std::string_view, 12> kOfGenerator = {
     "step_compression", "passes",        "ms_per_pass",          "tokens_per_second", "decoder_overhead", "speed_up",
@@ -34,11 +35,16 @@ std::string squeeze(std::string_view name) {
 // of its SHA-256, as torch.hub checks them. The CLIP files of OpenAI: their addresses hold the whole hash.
 std::span<const OfficialWeights> official_weights() {
   static constexpr OfficialWeights kList[] = {
-      {"6726825d", "FD", "FID"}, {"6726825d", "sFD", "sFID"}, {"6726825d", "KD", "KID"}, {"6726825d", "IS", "IS"},
-      {"40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", "CLIPScore", "CLIP-Score"},   // ViT-B/32
-      {"5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f", "CLIPScore", "CLIP-Score"},   // ViT-B/16
-      {"b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836", "CLIPScore", "CLIP-Score"},   // ViT-L/14
-      {"3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02", "CLIPScore", "CLIP-Score"},   // L/14, 336 px
+      {"6726825d", "FD", "FID"},
+      {"6726825d", "sFD", "sFID"},
+      {"6726825d", "patch_FD", "patch-FID"},
+      {"6726825d", "KD", "KID"},
+      {"6726825d", "IS", "IS"},
+      {"397923af", "perceptual", "LPIPS"},  // torchvision's vgg16-397923af.pth; see PerceptualDistance
+      {"40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", "CLIPScore", "CLIP-Score"},  // ViT-B/32
+      {"5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f", "CLIPScore", "CLIP-Score"},  // ViT-B/16
+      {"b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836", "CLIPScore", "CLIP-Score"},  // ViT-L/14
+      {"3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02", "CLIPScore", "CLIP-Score"},  // at 336 pixels
       {"3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02", "MMD", "CMMD"}};
   return kList;
 }
@@ -52,6 +58,8 @@ bool earns(const EncoderIdentity& e, const OfficialWeights& w) {
 
 std::string metric_name(std::string_view metric, const EncoderIdentity& encoder, std::string_view detail,
                         std::span<const OfficialWeights> allowed) {
+  // A spatial map's Frechet distance is another metric (sFID, Nash et al. 2021), whoever asks for it.
+  if (metric == "FD" && encoder.pipeline.find("tap=spatial") != std::string::npos) metric = "sFD";
   std::string details = encoder.pipeline;
   if (!detail.empty()) details += fmt::format("{}{}", details.empty() ? "" : ",", detail);
   for (const OfficialWeights& w : allowed)

@@ -21,7 +21,7 @@ struct OfficialWeights {
 std::span<const OfficialWeights> official_weights();
 
 // "FD[judge@1a2b3c4d]"; "FID" only when `allowed` lists the weights for that metric. `detail` is appended inside the
-// brackets: metric_name("recall", e, "k=3") is "recall[judge@1a2b3c4d,k=3]".
+// brackets: metric_name("recall", e, "k=3") is "recall[judge@1a2b3c4d,k=3]". "FD" of a spatial map is called "sFD".
 std::string metric_name(std::string_view metric, const EncoderIdentity& encoder, std::string_view detail = {},
                         std::span<const OfficialWeights> allowed = official_weights());
 // Throws ConfigError when `name` is an established one ("FID", "CLIP-Score", ...) that names no encoder, and none of

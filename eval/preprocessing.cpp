@@ -130,12 +130,17 @@ Tensor clip_input(const Tensor& image, int64_t side, ClipCrop crop) {
   return normalise(x.to(at::kFloat) / 255, kClipMean, kClipStd, 1);
 }
 
+Tensor crop_centre(const Tensor& image, int64_t side) {
+  const int64_t H = image.size(-2), W = image.size(-1);
+  if (side < 1 || side > std::min(H, W)) fail<DataError>("crop of side {} from an image of {} x {}", side, W, H);
+  return image.narrow(-2, half_to_even(H - side), side).narrow(-1, half_to_even(W - side), side);
+}
+
 Tensor crop_and_resize_lanczos(const Tensor& image, int64_t side) {
   const NoGrad no_grad;
   const auto [C, H, W] = dims<3>(image);
   const int64_t s = std::min(H, W);
-  const Tensor square = image.narrow(1, half_to_even(H - s), s).narrow(2, half_to_even(W - s), s).contiguous();
-  return io::resize(square, side, side, io::Resample::lanczos);
+  return io::resize(crop_centre(image, s).contiguous(), side, side, io::Resample::lanczos);
 }
 
 }  // namespace fewstep::eval

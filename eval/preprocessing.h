@@ -39,6 +39,8 @@ enum class ClipCrop { torchvision, transformers, square_first };  // square_firs
 // One image, uint8 [3, H, W] -> float [3, side, side]: shorter side to `side` by Pillow's bicubic on bytes, central
 // crop, CLIP's mean and deviation.
 Tensor clip_input(const Tensor& image, int64_t side, ClipCrop crop);
+// torchvision's CenterCrop: odd margins are halved with halves to even. [..., H, W], both at least `side`.
+Tensor crop_centre(const Tensor& image, int64_t side);
 // The central square, then Pillow's Lanczos on bytes: GigaGAN's and DMD2's step before everything else. uint8 -> uint8.
 Tensor crop_and_resize_lanczos(const Tensor& image, int64_t side);
 

@@ -37,7 +37,7 @@ Values spatial(const ViewInputs& in) {
 
 Values patch(const ViewInputs& in) {
   const FrechetReference reference(in.real->total);
-  return {{metric_name("FD", in.identity, "patch"), frechet_with_interval(reference, in.samples->groups)}};
+  return {{metric_name("patch_FD", in.identity, fmt::format("crop={}", kPatchSide)), frechet_with_interval(reference, in.samples->groups)}};
 }
 
 Values infinity(const ViewInputs& in) {

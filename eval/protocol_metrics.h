@@ -15,6 +15,8 @@ namespace fewstep::eval {
 // One pass over the images: a network with a way to prepare them.
 enum class EncoderView { inception, inception_spatial, inception_patch, clip, cmmd, dinov2, vgg };
 
+inline constexpr int64_t kPatchSide = 299;  // what the InceptionV3 reads
+
 struct ViewKind {
   EncoderView view;
   std::string_view encoder;  // key of `encoders:`

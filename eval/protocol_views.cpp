@@ -17,7 +17,8 @@ namespace fs = std::filesystem;
 
 std::shared_ptr<const ImageSource> prepared(const ProtocolRun& run, std::shared_ptr<const ImageSource> images,
                                             bool patch) {
-  if (!images || patch || run.protocol.side == 0) return images;
+  if (images && patch) return central_crops(std::move(images), kPatchSide);
+  if (!images || run.protocol.side == 0) return images;
   return squares(std::move(images), run.protocol.side);
 }
 

@@ -84,7 +84,8 @@ void GroupedStatistics::add(const Tensor& features) {
   const int64_t B = features.size(0), G = groups();
   for (int64_t offset = 0; offset < std::min(B, G); ++offset) {
     const int64_t group = (seen_ + offset) % G;
-    groups_[static_cast<size_t>(group)].add(features.slice(0, offset, B, G));
+    const Tensor rows = features.slice(0, offset, B, G);
+    groups_[static_cast<size_t>(group)].add(rows.dim() == 3 ? rows.flatten(0, 1) : rows);
   }
   seen_ += B;
 }

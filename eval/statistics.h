@@ -30,15 +30,16 @@ class FeatureStatistics {
   Tensor mean_, scatter_;  // [D]; [D, D] = sum (x - mean)(x - mean)^T
 };
 
-// G statistics, sample i in group i % G: the total, and the total without one group, for the jackknife.
+// G statistics, sample i in group i % G: the total, and the total without one group, for the jackknife. Several rows of
+// one sample (patches of an image) share its group: they are not independent, and the jackknife must not take them so.
 class GroupedStatistics {
  public:
   explicit GroupedStatistics(int64_t groups = 20) : groups_(static_cast<size_t>(groups)) {}
-  void add(const Tensor& features);
+  void add(const Tensor& features);  // [B, D], or [B, P, D]: P rows a sample
   FeatureStatistics total() const { return all_but(-1); }
   FeatureStatistics all_but(int64_t left_out) const;
   int64_t groups() const { return static_cast<int64_t>(groups_.size()); }
-  int64_t count() const { return seen_; }
+  int64_t count() const { return seen_; }  // samples
 
  private:
   std::vector<FeatureStatistics> groups_;

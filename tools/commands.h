@@ -1,5 +1,6 @@
 // One function a subcommand, each in its own <name>_command.cpp: adds its arguments and a callback that runs it.
 #pragma once
+#include <vector>
 
 namespace CLI {
 class App;
@@ -15,6 +16,7 @@ struct ExitWith {
 void add_train_command(CLI::App& app);
 void add_sample_command(CLI::App& app);
 void add_eval_command(CLI::App& app);
+std::vector<CLI::App*> add_eval_pair_commands(CLI::App& eval_command);  // below `eval`
 void add_experiment_command(CLI::App& app);
 void add_data_command(CLI::App& app);
 void add_model_command(CLI::App& app);

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Turns the usual downloads of evaluation networks into folders that fewstep reads: config.json + model.safetensors.
 
-    python tools/convert_weights.py FILE OUT [--kind inception|clip|vgg16|dinov2] [--image-size S] [--gelu]
+    python tools/convert_weights.py FILE OUT [--kind inception|clip|vgg16|dinov2|lpips] [--image-size S] [--gelu]
 
 Needs Python with torch and safetensors (fewstep itself never unpickles). FILE is a pickled state dict (.pth, also the old non-zip
 form), a TorchScript archive (OpenAI's CLIP .pt, NVIDIA's inception-2015-12-05.pt) or a safetensors file:
@@ -10,6 +10,7 @@ form), a TorchScript archive (OpenAI's CLIP .pt, NVIDIA's inception-2015-12-05.p
     ViT-B-32.pt, open_clip's .bin or .pt      CLIP; --gelu for LAION's weights, OpenAI's use quick_gelu
     vgg16-397923af.pth                        VGG16 (torchvision)
     dinov2_vitl14_pretrain.pth                DINOv2 (torch.hub)
+    lpips/weights/v0.1/vgg.pth                linear layers of LPIPS (PyPI package lpips); OUT: the folder lpips in VGG16's folder
 
 What is already a folder in Hugging Face's form (openai/clip-vit-base-patch32, facebook/dinov2-large) needs no conversion. The
 SHA-256 of FILE is printed and kept in the file's metadata (source_sha256): numbers of published weights are named by it.
@@ -55,6 +56,8 @@ def kind_of(state):
         return "vgg16"
     if "blocks.0.attn.qkv.weight" in state:
         return "dinov2"
+    if "lin0.model.1.weight" in state:
+        return "lpips"
     sys.exit(f"convert_weights.py: none of the known networks; the names begin {sorted(state)[:4]}; say --kind")
 
 
@@ -66,6 +69,15 @@ def inception(state, args):
 def vgg16(state, args):
     return state, {"architecture": "torchvision VGG16", "channel_divisor": 1, "num_classes": state["classifier.6.weight"].shape[0],
                    "image_size": args.image_size or 224}
+
+
+def lpips(state, args):
+    """1 x 1 convolutions without bias, a weight a channel of VGG16's five stages."""
+    state = {f"lin{k}.weight": v.flatten().float() for k in range(5) if (v := state.pop(f"lin{k}.model.1.weight", None)) is not None}
+    widths = [v.numel() for v in state.values()]
+    if widths != [64, 128, 256, 512, 512]:
+        sys.exit(f"convert_weights.py: linear layers of {widths} channels; only LPIPS with VGG16 (64, 128, 256, 512, 512) is supported")
+    return state, {"architecture": "LPIPS linear layers", "network": "vgg16"}
 
 
 def rename(state, rules):
@@ -155,7 +167,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--kind", choices=["inception", "clip", "vgg16", "dinov2"], help="default: told from the names")
+    parser.add_argument("--kind", choices=["inception", "clip", "vgg16", "dinov2", "lpips"], help="default: told from the names")
     parser.add_argument("--image-size", type=int, help="vgg16: side of the classifier's images")
     parser.add_argument("--gelu", action="store_true", help="clip: trained with GELU (LAION), not quick_gelu (OpenAI)")
     parser.add_argument("--vision-heads", type=int, help="clip: heads of the image tower, where not width / 64 (ViT-g-14: 16)")
@@ -166,7 +178,7 @@ def main():
     print(f"{args.file.name}: SHA-256 {source}")
     state = read_state(args.file)
     kind = args.kind or kind_of(state)
-    state, config = {"inception": inception, "clip": clip, "vgg16": vgg16, "dinov2": dinov2}[kind](state, args)
+    state, config = {"inception": inception, "clip": clip, "vgg16": vgg16, "dinov2": dinov2, "lpips": lpips}[kind](state, args)
     args.out.mkdir(parents=True, exist_ok=True)
     target = args.out / "model.safetensors"
     save_file({k: v.contiguous().clone() for k, v in sorted(state.items())}, target,

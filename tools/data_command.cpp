@@ -12,6 +12,7 @@
 
 #include "datasets/dataset.h"
 #include "datasets/packed.h"
+#include "datasets/size_summary.h"
 #include "src/base/error.h"
 #include "src/base/log.h"
 #include "src/base/progress.h"
@@ -101,18 +102,49 @@ std::string aspect_name(const Tensor& image) {
   return fmt::format("{:.2f} (width / height)", std::round(ratio * 4) / 4);
 }
 
-void info(const DataArguments& a) {
-  const auto dataset = open_dataset(a);
-  fmt::print("{}\nsamples      {}\nfingerprint  {}\n", dataset->description(), dataset->size(), dataset->fingerprint());
-  if (dataset->size() == 0) fail<DataError>("the data set is empty: {}", dataset->description());
-  const int64_t looked_at = std::min(dataset->size(), a.limit);
-  const std::vector<std::string> names = dataset->class_names();
-  Histogram classes, sizes, aspects;
-  std::map<std::string, Histogram> attributes;
+// Captions of what was looked at: one a sample, or all of them.
+struct CaptionCounts {
   std::set<std::string> distinct;
   Lengths characters, words;
-  for (int64_t k = 0; k < looked_at; ++k) {
-    const Sample sample = dataset->get(k * dataset->size() / looked_at, 0, 0);  // evenly spread
+  int64_t count = 0;
+  void add(const std::string& caption) {
+    ++count;
+    characters.add(static_cast<int64_t>(caption.size()));
+    const auto parts = split(caption, ' ');
+    words.add(std::count_if(parts.begin(), parts.end(), [](const std::string& word) { return !word.empty(); }));
+    distinct.insert(caption);
+  }
+  void print() const {
+    const auto mean = [&](const Lengths& l) { return static_cast<double>(l.sum) / static_cast<double>(count); };
+    if (count == 0)
+      fmt::print("captions\n  none\n");
+    else
+      fmt::print("captions\n  {} distinct, {} empty; characters {}-{}, mean {:.1f}; words {}-{}, mean {:.1f}\n",
+                 distinct.size(), characters.empty, characters.least, characters.most, mean(characters), words.least,
+                 words.most, mean(words));
+  }
+};
+
+// A list of image files: their headers say the sizes, so nothing is decoded.
+void info_of_files(const Dataset& dataset, const std::vector<int64_t>& indices) {
+  std::vector<fs::path> files;
+  CaptionCounts captions;
+  for (int64_t i : indices) {
+    files.push_back(dataset.image_file(i));
+    for (const std::string& caption : dataset.captions(i)) captions.add(caption);
+  }
+  fmt::print("{}", format_sizes(summarise_sizes(io::probe_image_sizes(files))));
+  captions.print();
+}
+
+void info_of_samples(const Dataset& dataset, const std::vector<int64_t>& indices) {
+  const auto looked_at = static_cast<int64_t>(indices.size());
+  const std::vector<std::string> names = dataset.class_names();
+  Histogram classes, sizes, aspects;
+  std::map<std::string, Histogram> attributes;
+  CaptionCounts captions;
+  for (int64_t i : indices) {
+    const Sample sample = dataset.get(i, 0, 0);
     if (sample.label >= 0) {
       const size_t label = static_cast<size_t>(sample.label);
       ++classes[fmt::format("{:>3} {}", label, label < names.size() ? names[label] : "")];
@@ -120,21 +152,28 @@ void info(const DataArguments& a) {
     ++sizes[fmt::format("{} x {} x {}", sample.image.size(0), sample.image.size(1), sample.image.size(2))];
     ++aspects[aspect_name(sample.image)];
     for (const auto& [name, word] : sample.attributes) ++attributes[name][word];
-    characters.add(static_cast<int64_t>(sample.caption.size()));
-    const auto parts = split(sample.caption, ' ');
-    words.add(std::count_if(parts.begin(), parts.end(), [](const std::string& word) { return !word.empty(); }));
-    distinct.insert(sample.caption);
+    captions.add(sample.caption);
   }
-  if (looked_at < dataset->size())
-    fmt::print("The following is of {} samples, evenly spread (--limit N).\n", looked_at);
   if (!classes.empty()) print_histogram("classes", classes, looked_at);
   for (const auto& [name, counts] : attributes) print_histogram("attribute " + name, counts, looked_at);
   print_histogram("image size (channels x height x width)", sizes, looked_at);
   print_histogram("aspect", aspects, looked_at);
-  const auto mean = [&](const Lengths& l) { return static_cast<double>(l.sum) / static_cast<double>(looked_at); };
-  fmt::print("captions\n  {} distinct, {} empty; characters {}-{}, mean {:.1f}; words {}-{}, mean {:.1f}\n",
-             distinct.size(), characters.empty, characters.least, characters.most, mean(characters), words.least,
-             words.most, mean(words));
+  captions.print();
+}
+
+void info(const DataArguments& a) {
+  const auto dataset = open_dataset(a);
+  fmt::print("{}\nsamples      {}\nfingerprint  {}\n", dataset->description(), dataset->size(), dataset->fingerprint());
+  if (dataset->size() == 0) fail<DataError>("the data set is empty: {}", dataset->description());
+  const int64_t looked_at = std::min(dataset->size(), a.limit);
+  std::vector<int64_t> indices;
+  for (int64_t k = 0; k < looked_at; ++k) indices.push_back(k * dataset->size() / looked_at);  // evenly spread
+  if (looked_at < dataset->size())
+    fmt::print("The following is of {} samples, evenly spread (--limit N).\n", looked_at);
+  if (dataset->image_file(0).empty())
+    info_of_samples(*dataset, indices);
+  else
+    info_of_files(*dataset, indices);
 }
 
 void verify(const DataArguments& a) {

@@ -212,6 +212,7 @@ void add_eval_command(CLI::App& app) {
   clip->add_flag("--json", a->json, "print JSON");
   clip->callback([a] { compare_with_captions(*a); });
   compared.push_back(clip);
+  for (CLI::App* sub : add_eval_pair_commands(*command)) compared.push_back(sub);
   command->callback([a, compared] {
     for (const CLI::App* sub : compared)
       if (sub->parsed()) return;
