@@ -32,14 +32,13 @@ CompareSide from_folder(const fs::path& folder, const ImageEncoder& encoder, con
   const std::vector<fs::path> files = image_files(folder);
   if (files.empty()) fail<DataError>("{}: no .png, .jpg, .jpeg or .webp files below this folder", folder.string());
   CompareSide side{.path = folder.string(), .total = {}, .features = {}, .logits = {}};
-  std::vector<Tensor> features, logits;
+  std::vector<Tensor> logits;
   extract(files, encoder, {.skip_unreadable = options.skip_unreadable, .label = folder.filename().string()},
           [&](const Encoded& encoded) {
-            features.push_back(encoded.features);
             if (encoded.logits.defined()) logits.push_back(encoded.logits);
             side.groups.add(encoded.features);
           });
-  side.features = at::cat(features);
+  side.features = side.groups.rows();
   if (!logits.empty()) side.logits = at::cat(logits);
   side.total = side.groups.total();
   if (side.total.count() < 2)

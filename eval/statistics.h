@@ -14,6 +14,8 @@ class FeatureStatistics {
   void add(const Tensor& features);
   // Chan, Golub, LeVeque 1979, eq. 2.1: as if both sets had been added to one object.
   void merge(const FeatureStatistics& other);
+  // The way back: without the samples of `part`, which were added before. Loses digits when little is left.
+  void remove(const FeatureStatistics& part);
   // Gathers every rank's part and merges in rank order: all ranks end with the same bits.
   void reduce(dist::World& world);
 
@@ -30,19 +32,24 @@ class FeatureStatistics {
   Tensor mean_, scatter_;  // [D]; [D, D] = sum (x - mean)(x - mean)^T
 };
 
-// G statistics, sample i in group i % G: the total, and the total without one group, for the jackknife.
+// Features in G groups, sample i in group i % G: the statistics of all, and of all without one group, for the jackknife.
+// Keeps the features (N D floats): statistics of every group would be G D^2 doubles, 670 MB for 2048 features.
 class GroupedStatistics {
  public:
-  explicit GroupedStatistics(int64_t groups = 20) : groups_(static_cast<size_t>(groups)) {}
+  explicit GroupedStatistics(int64_t groups = 20) : groups_(groups) {}
+  // floating [B, D]. NumericError naming the first row that is not finite.
   void add(const Tensor& features);
-  FeatureStatistics total() const { return all_but(-1); }
-  FeatureStatistics all_but(int64_t left_out) const;
-  int64_t groups() const { return static_cast<int64_t>(groups_.size()); }
+  FeatureStatistics total() const;
+  FeatureStatistics all_but(int64_t group) const;  // -1: total()
+  Tensor rows() const;                             // [N, D] in the order of the samples; undefined when empty
+  int64_t groups() const { return groups_; }
   int64_t count() const { return seen_; }
+  int64_t dim() const { return parts_.empty() ? 0 : parts_[0].size(1); }
 
  private:
-  std::vector<FeatureStatistics> groups_;
-  int64_t seen_ = 0;
+  int64_t groups_, seen_ = 0;
+  mutable std::vector<Tensor> parts_;  // rows() joins them
+  mutable FeatureStatistics total_;    // of the first total_.count() samples
 };
 
 }  // namespace fewstep::eval
