@@ -45,7 +45,7 @@ Json value_json(const Value& v) {
 }  // namespace
 
 CompareSide side_of_features(std::string path, const Tensor& features, const Tensor& logits) {
-  constexpr int64_t kRows = 256, kManyFeatures = 512;  // a replicate of the interval takes D^3
+  constexpr int64_t kManyFeatures = 512;  // a replicate of the interval takes D^3
   if (features.size(0) < 2)
     fail<DataError>("{}: {} image; a distance needs at least 2 (about 10 times the number of features)", path,
                     features.size(0));
@@ -54,8 +54,7 @@ CompareSide side_of_features(std::string path, const Tensor& features, const Ten
                    .total = {},
                    .features = features,
                    .logits = logits};
-  for (int64_t i = 0; i < features.size(0); i += kRows)
-    side.groups.add(features.slice(0, i, std::min(i + kRows, features.size(0))));
+  side.groups.add(features);
   side.total = side.groups.total();
   return side;
 }

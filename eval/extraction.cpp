@@ -1,5 +1,8 @@
 #include "eval/extraction.h"
 
+#include <ATen/Parallel.h>
+
+#include <latch>
 #include <memory>
 #include <thread>
 
@@ -43,9 +46,13 @@ class Workers {
     const size_t T = std::max<size_t>(1, std::min(static_cast<size_t>(o.threads), source.size()));
     for (size_t t = 0; t < T; ++t)
       queues_.push_back(std::make_unique<BoundedQueue<Prepared>>(static_cast<size_t>(o.batch)));
+    const int network_threads = at::get_num_threads();
+    std::latch ready(static_cast<std::ptrdiff_t>(T));
     for (size_t t = 0; t < T; ++t)
-      threads_.emplace_back([&source, &encoder, &queue = *queues_[t], t, T, skip = o.skip_unreadable] {
+      threads_.emplace_back([&source, &encoder, &ready, &queue = *queues_[t], t, T, skip = o.skip_unreadable] {
         const NoGrad no_grad;
+        at::set_num_threads(1);  // no OpenMP team of its own beside the network's
+        ready.count_down();
         try {
           for (size_t i = t; i < source.size(); i += T)
             if (!queue.push(prepare(source, i, encoder, skip))) return;
@@ -53,6 +60,8 @@ class Workers {
           queue.fail(std::current_exception());
         }
       });
+    ready.wait();
+    at::set_num_threads(network_threads);  // ATen keeps the last number set as the default of threads to come
   }
   ~Workers() {
     for (const auto& queue : queues_) queue->close();

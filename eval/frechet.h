@@ -11,18 +11,28 @@ struct FrechetDetails {
   double clipped = 0;  // sum of |negative eigenvalues| of S1^1/2 S2 S1^1/2, relative to its trace
 };
 
-// One side of the distance, with its matrix square root cached: the reference is compared with many sets.
+// One side of the distance, with a factor of its covariance cached: the reference is compared with many sets. One
+// thread at a time: the factor is made by the first distance that needs it.
 class FrechetReference {
  public:
   explicit FrechetReference(const FeatureStatistics& statistics);
-  // FD = |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1^1/2 S2 S1^1/2)^1/2, by symmetric float64 eigen-solvers.
+  // FD = |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (F^T S2 F)^1/2 with S1 = F F^T: F^T S2 F is symmetric and has the
+  // eigenvalues of S1 S2 for any such F. Float64 and symmetric eigen-solvers throughout.
   double distance(const FeatureStatistics& other, FrechetDetails* details = nullptr) const;
+  // The same from a mean [D], tr S2, and any symmetric matrix with the eigenvalues of S1 S2 other than zero, of which
+  // S2 can have `rank` at most: those beyond the rank are rounding, whose square root would make 1e-8 of 1e-16.
+  double distance(const Tensor& mean, double trace, const Tensor& product, int64_t rank,
+                  FrechetDetails* details = nullptr) const;
   int64_t count() const { return count_; }
   int64_t dim() const;
+  Tensor mean() const { return mean_; }              // float64 [D]
+  Tensor covariance() const { return covariance_; }  // float64 [D, D]
 
  private:
-  int64_t count_;
-  Tensor mean_, root_;  // [D]; [D, D]
+  const Tensor& factor() const;
+  int64_t count_, rank_;
+  Tensor mean_, covariance_;
+  mutable Tensor factor_;  // [D, D]
   double trace_;
 };
 

@@ -21,7 +21,7 @@ class FrechetMetric : public Metric {
   explicit FrechetMetric(const MetricContext& c)
       : reference_(*c.reference),
         name_(metric_name("FD", c.judge->identity())),
-        samples_(reference_.dim() > 512 ? 10 : 20) {}  // groups hold D^2 doubles each
+        samples_(reference_.dim() > 512 ? 10 : 20) {}  // each costs a D x D eigen-solver
   void add(const EvalBatch& batch) override { samples_.add(batch.features); }
   std::map<std::string, Value> result() const override {
     if (samples_.count() < 2) return {};

@@ -9,16 +9,24 @@ namespace fewstep::eval {
 
 int64_t FeatureStatistics::dim() const { return mean_.defined() ? mean_.size(0) : 0; }
 
+namespace {
+// `first`: the number of the batch's first sample in the set.
+void check_finite(const Tensor& x, int64_t first) {
+  const Tensor finite = at::isfinite(x).all(1);  // [B]
+  if (finite.all().item<bool>()) return;
+  const int64_t row = at::logical_not(finite).nonzero()[0].item<int64_t>();
+  fail<NumericError>(
+      "features: row {} of a batch (sample {} of the set) is not finite; the encoder or its input is broken", row,
+      first + row);
+}
+}  // namespace
+
 void FeatureStatistics::add(const Tensor& features) {
   const NoGrad no_grad;
   const auto [B, D] = dims<2>(features);
   if (B == 0) return;
   const Tensor x = features.detach().to(at::kCPU, at::kDouble);  // [B, D]
-  const Tensor finite = at::isfinite(x).all(1);                  // [B]
-  if (!finite.all().item<bool>())
-    fail<NumericError>(
-        "features: row {} of a batch (sample {} of the set) is not finite; the encoder or its input is broken",
-        at::logical_not(finite).nonzero()[0].item<int64_t>(), count_);
+  check_finite(x, count_);
   FeatureStatistics batch;
   batch.count_ = B;
   batch.mean_ = x.mean(0);
@@ -30,10 +38,8 @@ void FeatureStatistics::add(const Tensor& features) {
 
 void FeatureStatistics::merge(const FeatureStatistics& other) {
   if (other.count_ == 0) return;
-  if (count_ == 0) {
-    count_ = other.count_;
-    mean_ = other.mean_.clone();
-    scatter_ = other.scatter_.clone();
+  if (count_ == 0) {  // tensors are never changed in place: objects may share them
+    *this = other;
     return;
   }
   if (dim() != other.dim())
@@ -41,8 +47,20 @@ void FeatureStatistics::merge(const FeatureStatistics& other) {
   const double a = static_cast<double>(count_), b = static_cast<double>(other.count_);
   const Tensor delta = other.mean_ - mean_;
   mean_ = mean_ + delta * (b / (a + b));
-  scatter_ = scatter_ + other.scatter_ + at::outer(delta, delta) * (a * b / (a + b));
-  count_ += other.count_;
+  scatter_ = (scatter_ + other.scatter_).addr_(delta, delta, 1, a * b / (a + b));
+  count_ += other.count_, counted_ = counted_ && other.counted_;
+}
+
+void FeatureStatistics::remove(const FeatureStatistics& part) {
+  if (part.count_ == 0) return;
+  if (part.count_ >= count_ || dim() != part.dim())
+    fail("feature statistics: {} samples of {} dimensions cannot be taken from {} of {}", part.count_, part.dim(),
+         count_, dim());
+  const double all = static_cast<double>(count_), b = static_cast<double>(part.count_), a = all - b;
+  const Tensor delta = (part.mean_ - mean_) * (all / a);  // of the two parts' means
+  mean_ = mean_ - delta * (b / all);
+  scatter_ = (scatter_ - part.scatter_).addr_(delta, delta, 1, -a * b / all);
+  count_ -= part.count_;
 }
 
 void FeatureStatistics::reduce(dist::World& world) {
@@ -72,8 +90,13 @@ Tensor FeatureStatistics::covariance() const {
   return scatter_ / static_cast<double>(count_ - 1);
 }
 
+int64_t FeatureStatistics::rank_limit() const {
+  return counted_ ? std::max<int64_t>(0, std::min(count_ - 1, dim())) : dim();
+}
+
 FeatureStatistics FeatureStatistics::from_moments(const Tensor& mean, const Tensor& covariance, int64_t count) {
   FeatureStatistics s;
+  s.counted_ = count > 0;
   s.count_ = std::max<int64_t>(count, 2);
   s.mean_ = mean.to(at::kDouble).clone();
   s.scatter_ = covariance.to(at::kDouble) * static_cast<double>(s.count_ - 1);
@@ -81,20 +104,40 @@ FeatureStatistics FeatureStatistics::from_moments(const Tensor& mean, const Tens
 }
 
 void GroupedStatistics::add(const Tensor& features) {
-  const int64_t B = features.size(0), G = groups();
-  for (int64_t offset = 0; offset < std::min(B, G); ++offset) {
-    const int64_t group = (seen_ + offset) % G;
-    const Tensor rows = features.slice(0, offset, B, G);
-    groups_[static_cast<size_t>(group)].add(rows.dim() == 3 ? rows.flatten(0, 1) : rows);
-  }
-  seen_ += B;
+  const NoGrad no_grad;
+  const int64_t B = features.size(0);
+  if (features.numel() == 0) return;
+  const Tensor x = (features.dim() == 3 ? features.flatten(0, 1) : features).detach().to(at::kCPU);
+  const auto [R, D] = dims<2>(x);
+  if (!parts_.empty() && D != dim())
+    fail("feature statistics: {} and {} dimensions do not merge; both sets need the same encoder", dim(), D);
+  check_finite(x, rows_);
+  parts_.push_back(x);
+  sample_of_.push_back(at::arange(seen_, seen_ + B).repeat_interleave(R / B));
+  seen_ += B, rows_ += R;
 }
 
-FeatureStatistics GroupedStatistics::all_but(int64_t left_out) const {
-  FeatureStatistics sum;
-  for (int64_t g = 0; g < groups(); ++g)
-    if (g != left_out) sum.merge(groups_[static_cast<size_t>(g)]);
-  return sum;
+Tensor GroupedStatistics::rows() const {
+  if (parts_.size() > 1) parts_ = {at::cat(parts_)};
+  return parts_.empty() ? Tensor() : parts_[0];
+}
+
+Tensor GroupedStatistics::groups_of_rows() const { return at::cat(sample_of_).remainder(groups_); }
+
+FeatureStatistics GroupedStatistics::total() const {
+  constexpr int64_t kBlock = 2048;  // rows in float64 at a time
+  const Tensor x = rows();
+  while (total_.count() < rows_) total_.add(x.narrow(0, total_.count(), std::min(kBlock, rows_ - total_.count())));
+  return total_;
+}
+
+FeatureStatistics GroupedStatistics::all_but(int64_t group) const {
+  FeatureStatistics rest = total(), part;
+  if (group < 0 || group >= seen_) return rest;
+  part.add(rows().index_select(0, groups_of_rows().eq(group).nonzero().squeeze(1)));
+  if (part.count() == rows_) return {};
+  rest.remove(part);
+  return rest;
 }
 
 }  // namespace fewstep::eval

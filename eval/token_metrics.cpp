@@ -163,7 +163,7 @@ Value relative_difference(const std::vector<double>& a, const std::vector<double
 }
 
 Value feature_difference(const FrechetReference& reference, const Tensor& own, const Tensor& baseline) {
-  const int64_t groups = reference.dim() > 512 ? 10 : 20;  // they hold D^2 doubles each
+  const int64_t groups = reference.dim() > 512 ? 10 : 20;  // each costs two D x D eigen-solvers
   GroupedStatistics a(groups), b(groups);
   a.add(own), b.add(baseline);
   return frechet_difference(reference, a, b);

@@ -1,5 +1,7 @@
 #include "src/models/fid_inception.h"
 
+#include <ATen/core/dispatch/Dispatcher.h>
+
 #include <nlohmann/json.hpp>
 
 #include "src/models/json_fields.h"
@@ -20,6 +22,22 @@ struct Kernel {
 };
 constexpr Kernel k1{1, 1}, k3{3, 3}, k5{5, 5}, k3_valid{3, 3, 1, false}, k3_down{3, 3, 2, false};
 constexpr Kernel k1x7{1, 7}, k7x1{7, 1}, k1x3{1, 3}, k3x1{3, 1};
+
+// max(conv(x) + shift, 0) in one pass over the result: oneDNN's fused convolution, which libtorch has as an operator of
+// its own compiler. Without it (other processors, other types) two passes.
+using ConvRelu = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, at::IntArrayRef, at::IntArrayRef,
+                        at::IntArrayRef, int64_t, std::string_view, c10::List<std::optional<at::Scalar>>,
+                        std::optional<std::string_view>);
+Tensor conv_relu(const Tensor& x, const Tensor& weight, const Tensor& shift, int64_t stride,
+                 std::array<int64_t, 2> pad) {
+  static const auto fused = [] {
+    const auto op = c10::Dispatcher::singleton().findSchema({"mkldnn::_convolution_pointwise", ""});
+    return op ? std::optional(op->typed<ConvRelu>()) : std::nullopt;
+  }();
+  if (fused && x.is_cpu() && x.scalar_type() == at::kFloat)
+    return fused->call(x, weight, shift, pad, {stride, stride}, {1, 1}, 1, "relu", c10::List<std::optional<at::Scalar>>(), "");
+  return at::conv2d(x, weight, shift, {stride, stride}, pad).relu_();
+}
 
 struct ConvWeight : nn::Module {
   Tensor weight;
@@ -54,7 +72,7 @@ struct Unit : nn::Module {
   }
   Tensor operator()(const Tensor& x) const {
     const int64_t ph = kernel.pad ? kernel.height / 2 : 0, pw = kernel.pad ? kernel.width / 2 : 0;
-    if (folded.defined()) return at::conv2d(x, folded, shift, {kernel.stride, kernel.stride}, {ph, pw}).relu_();
+    if (folded.defined()) return conv_relu(x, folded, shift, kernel.stride, {ph, pw});
     const Tensor y = at::conv2d(x, conv.weight, {}, {kernel.stride, kernel.stride}, {ph, pw});
     return at::batch_norm(y, bn.weight, bn.bias, bn.mean, bn.variance, false, 0.0, eps, false).relu_();
   }

@@ -70,6 +70,37 @@ TEST(Statistics, MergeOrderDoesNotMatter) {
   EXPECT_THROW(abc.merge(statistics_of(normal(3, 8, 3))), Error);
 }
 
+TEST(Statistics, RemoveUndoesMerge) {
+  const Tensor x = normal(300, 7, 3) + 20;
+  FeatureStatistics all = statistics_of(x);
+  const FeatureStatistics part = statistics_of(x.slice(0, 250)), rest = statistics_of(x.slice(0, 0, 250));
+  all.remove(part);
+  EXPECT_EQ(all.count(), 250);
+  EXPECT_LT(max_difference(all.mean(), rest.mean()), 1e-12);
+  EXPECT_LT(max_difference(all.covariance(), rest.covariance()), 1e-12);
+  EXPECT_THROW(all.remove(all), Error);
+  EXPECT_THROW(all.remove(statistics_of(normal(3, 8, 3))), Error);
+}
+
+TEST(Statistics, GroupsAreEveryGthSample) {
+  const Tensor x = normal(101, 5, 4);
+  GroupedStatistics g(4);
+  for (int64_t i = 0; i < 101; i += 30) g.add(x.slice(0, i, std::min<int64_t>(i + 30, 101)));
+  EXPECT_TRUE(at::equal(g.rows(), x));
+  EXPECT_LT(max_difference(g.total().covariance(), statistics_of(x).covariance()), 1e-13);
+  for (int64_t group = 0; group < 4; ++group) {
+    const Tensor kept = at::remainder(at::arange(101, at::kLong), 4).ne(group).nonzero().flatten();
+    const FeatureStatistics expected = statistics_of(x.index_select(0, kept)), rest = g.all_but(group);
+    EXPECT_EQ(rest.count(), expected.count());
+    EXPECT_LT(max_difference(rest.mean(), expected.mean()), 1e-13);
+    EXPECT_LT(max_difference(rest.covariance(), expected.covariance()), 1e-12);
+  }
+  g.add(x);  // more after a result
+  EXPECT_EQ(g.total().count(), 202);
+  EXPECT_LT(max_difference(g.total().mean(), x.to(at::kDouble).mean(0)), 1e-13);
+  EXPECT_THROW(g.add(normal(2, 6, 1)), Error);
+}
+
 constexpr char kWeights[] = "1a2b3c4d";
 
 TEST(StatisticsFile, BothFormatsKeepMomentsAndProvenance) {
@@ -229,6 +260,39 @@ TEST(Frechet, RankDeficientMatchesTheNuclearNorm) {
   EXPECT_NEAR(frechet_distance(statistics_of(a), statistics_of(b), &details), expected, 1e-5);
   EXPECT_LT(details.clipped, 1e-10);
   EXPECT_NEAR(details.mean_term + details.trace_term, expected, 1e-5);
+}
+
+// Fewer samples than features: from products of samples instead of D x D matrices, the intervals too.
+TEST(Frechet, FewSamplesGiveWhatTheirStatisticsGive) {
+  const Tensor samples = normal(40, 64, 2) * 1.3 + 0.2;
+  for (const int64_t n : {500, 30}) {  // references of full rank, and singular
+    const FrechetReference reference(statistics_of(normal(n, 64, 1)));
+    GroupedStatistics g(5);
+    g.add(samples.slice(0, 0, 13)), g.add(samples.slice(0, 13));
+    std::vector<double> left_out;
+    for (int64_t group = 0; group < 5; ++group) left_out.push_back(reference.distance(g.all_but(group)));
+    double mean = 0, squares = 0;
+    for (double d : left_out) mean += d / 5;
+    for (double d : left_out) squares += (d - mean) * (d - mean);
+    const Value v = frechet_with_interval(reference, g);
+    EXPECT_NEAR(v.value, reference.distance(statistics_of(samples)), 1e-5) << n;
+    EXPECT_NEAR(v.ci95, student_t95(4) * std::sqrt(squares * 4 / 5), 1e-4) << n;
+    EXPECT_EQ(frechet_difference(reference, g, g).value, 0) << n;
+  }
+}
+
+TEST(Frechet, SingularReferenceIsTheSameFromBothSides) {
+  const auto singular = statistics_of(normal(20, 32, 1)), full = statistics_of(normal(400, 32, 2) * 1.5 + 0.1);
+  EXPECT_NEAR(frechet_distance(singular, full), frechet_distance(full, singular), 1e-6);
+  EXPECT_NEAR(frechet_distance(singular, singular), 0, 1e-6);
+}
+
+TEST(Frechet, WhatIsNoCovarianceIsRefused) {
+  const auto f64 = at::TensorOptions().dtype(at::kDouble);
+  const auto bad = FeatureStatistics::from_moments(at::zeros({3}, f64), at::diag(at::tensor({1.0, 1.0, -0.1}, f64)), 10);
+  const auto good = statistics_of(normal(50, 3, 1));
+  EXPECT_THROW(frechet_distance(bad, good), NumericError);
+  EXPECT_THROW(frechet_distance(good, bad), NumericError);
 }
 
 TEST(Frechet, RefusesOtherDimensions) {
