@@ -99,7 +99,9 @@ using Values = std::map<std::string, Value>;
 
 Values frechet_values(const CompareSide& a, const CompareSide& b, const EncoderIdentity& identity,
                       const CompareOptions& options) {
-  const FrechetReference reference(a.total);
+  // Fewer images than features: by the features themselves, in place of a singular covariance.
+  const bool few = a.features.defined() && a.features.size(0) < a.features.size(1);
+  const FrechetReference reference = few ? FrechetReference::of_features(a.features) : FrechetReference(a.total);
   Values out;
   out[metric_name("FD", identity)] = b.features.defined()
                                          ? frechet_with_interval(reference, b.groups)

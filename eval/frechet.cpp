@@ -1,25 +1,26 @@
 #include "eval/frechet.h"
 
-#include <numeric>
-#include <optional>
-
-#include "eval/numpy_random.h"
 #include "src/base/error.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
+#include "src/tensor/shape.h"
 
 namespace fewstep::eval {
 namespace {
 
 // Negative eigenvalues beyond this part of the trace are no rounding: the matrix is not a covariance.
 constexpr double kClipTolerance = 1e-6;
+// So much of the trace beyond the largest possible rank is rounding; more says that the number of samples is wrong.
+constexpr double kRankTolerance = 1e-9;
 
 struct Clipped {
-  Tensor values;        // >= 0
+  Tensor values;        // [rank] >= 0, rising
+  int64_t dropped = 0;  // the smallest ones, beyond the rank
   double relative = 0;  // of the trace
 };
 
-Clipped clip_eigenvalues(const Tensor& values, std::string_view what) {
+// Of a positive semi-definite matrix [n, n] that has at most `rank` eigenvalues above zero: values [n], rising.
+Clipped clip_eigenvalues(const Tensor& values, int64_t rank, std::string_view what) {
   const double negative = -values.clamp_max(0).sum().item<double>(), trace = values.clamp_min(0).sum().item<double>();
   if (!std::isfinite(negative) || !std::isfinite(trace))
     fail<NumericError>("frechet: {} has eigenvalues that are not finite", what);
@@ -29,38 +30,101 @@ Clipped clip_eigenvalues(const Tensor& values, std::string_view what) {
     fail<NumericError>(
         "frechet: negative eigenvalues of {} sum to {:.2e} of its trace, more than rounding explains ({:.0e})", what,
         relative, kClipTolerance);
-  return {values.clamp_min(0), relative};
+  int64_t dropped = std::max<int64_t>(values.size(0) - rank, 0);
+  if (values.slice(0, 0, dropped).abs().sum().item<double>() > kRankTolerance * trace) dropped = 0;
+  return {values.slice(0, dropped).clamp_min(0), dropped, relative};
 }
 
 Tensor symmetric(const Tensor& m) { return (m + m.t()) * 0.5; }
+
+// An eigen-solver's own words for infinity help nobody.
+const Tensor& finite_matrix(const Tensor& m, std::string_view what) {
+  if (!at::isfinite(m).all().item<bool>())
+    fail<NumericError>("frechet: {} overflows float64; the features are too large to be an encoder's", what);
+  return m;
+}
+
+Tensor finite_features(const Tensor& features) {
+  const Tensor x = features.detach().to(at::kCPU, at::kDouble), finite = at::isfinite(x).all(1);
+  if (!finite.all().item<bool>())
+    fail<NumericError>("features: row {} of the set is not finite; the encoder or its input is broken",
+                       at::logical_not(finite).nonzero()[0].item<int64_t>());
+  return x;
+}
+
+struct Centred {
+  Tensor mean, rows;  // [D]; [N, D] = (x - mean) / sqrt(N - 1): S = rows^T rows
+};
+
+Centred centre(const Tensor& features) {
+  const auto [N, D] = dims<2>(features);
+  if (N < 2) fail<ConfigError>("frechet: {} samples; a covariance needs at least 2", N);
+  const Tensor x = finite_features(features);
+  const Tensor mean = x.mean(0);
+  return {mean, finite_matrix((x - mean) / std::sqrt(static_cast<double>(N - 1)), "a set of features")};
+}
+
+FeatureStatistics statistics_of(const Tensor& features) {
+  FeatureStatistics s;
+  s.add(features);
+  return s;
+}
+
+void expect_dim(int64_t other, int64_t own) {
+  if (other != own) fail<ConfigError>("frechet: {} features against {}; both sets need the same encoder", other, own);
+}
+
+double checked_distance(double mean_term, double traces, double root_trace) {
+  const double distance = mean_term + traces - 2 * root_trace;
+  if (!std::isfinite(distance))
+    fail<NumericError>("frechet: the distance is {}: the features overflow float64", distance);
+  // Equal sets give +-1e-8 of the traces: rounding of square roots of rounding.
+  if (distance < -1e-4 * traces - 1e-9) fail<NumericError>("frechet: a distance of {:.3e}", distance);
+  return std::max(distance, 0.0);
+}
 
 }  // namespace
 
 FrechetReference::FrechetReference(const FeatureStatistics& s)
     : count_(s.count()), rank_(s.rank_limit()), mean_(s.mean()) {
   const NoGrad no_grad;
-  covariance_ = symmetric(s.covariance());
-  trace_ = covariance_.trace().item<double>();
+  const Tensor covariance = symmetric(s.covariance());
+  trace_ = covariance.trace().item<double>();
+  finite_matrix(covariance, "the reference covariance");
+  // Cholesky's factor costs a twentieth of the eigen-solver's and is as accurate: where it runs through, F F^T differs
+  // from S1 by rounding only. It stops at a singular S1.
+  if (rank_ == dim()) {
+    auto [lower, stopped] = at::linalg_cholesky_ex(covariance);
+    if (stopped.item<int64_t>() == 0 && at::isfinite(lower.diagonal()).all().item<bool>()) {
+      factor_ = lower;
+      return;
+    }
+  }
+  const auto [values, vectors] = at::linalg_eigh(covariance);
+  const Clipped kept = clip_eigenvalues(values, rank_, "the reference covariance");
+  factor_ = vectors.slice(1, kept.dropped) * kept.values.sqrt();
+  rank_ = factor_.size(1);
+}
+
+FrechetReference FrechetReference::of_features(const Tensor& features) {
+  const NoGrad no_grad;
+  const auto [N, D] = dims<2>(features);
+  if (N >= D) return FrechetReference(statistics_of(features));
+  const Centred x = centre(features);
+  FrechetReference out;
+  out.count_ = N, out.rank_ = N - 1;  // the rows sum to zero
+  out.mean_ = x.mean, out.factor_ = x.rows.t();
+  out.trace_ = at::square(x.rows).sum().item<double>();
+  return out;
 }
 
 int64_t FrechetReference::dim() const { return mean_.size(0); }
 
-// Cholesky's factor costs a twentieth of the symmetric root and is as accurate: where it runs through, F F^T differs
-// from S1 by rounding only. It stops at a singular S1; then the root.
-const Tensor& FrechetReference::factor() const {
-  if (factor_.defined()) return factor_;
-  auto [lower, stopped] = at::linalg_cholesky_ex(covariance_);
-  if (stopped.item<int64_t>() == 0 && at::isfinite(lower.diagonal()).all().item<bool>()) return factor_ = lower;
-  const auto [values, vectors] = at::linalg_eigh(covariance_);
-  return factor_ = vectors * clip_eigenvalues(values, "the reference covariance").values.sqrt();
-}
-
 double FrechetReference::distance(const FeatureStatistics& other, FrechetDetails* details) const {
   const NoGrad no_grad;
-  if (other.dim() != dim())
-    fail<ConfigError>("frechet: {} features against {}; both sets need the same encoder", other.dim(), dim());
+  expect_dim(other.dim(), dim());
   const Tensor covariance = symmetric(other.covariance());
-  return distance(other.mean(), covariance.trace().item<double>(), at::mm(at::mm(factor().t(), covariance), factor()),
+  return distance(other.mean(), covariance.trace().item<double>(), at::mm(factor_.t(), at::mm(covariance, factor_)),
                   other.rank_limit(), details);
 }
 
@@ -68,166 +132,36 @@ double FrechetReference::distance(const Tensor& mean, double trace, const Tensor
                                   FrechetDetails* details) const {
   const NoGrad no_grad;
   // The solver reads one triangle: what rounding left in the other does not matter.
-  Clipped values = clip_eigenvalues(at::linalg_eigvalsh(product), "F^T S2 F");
-  const int64_t all = values.values.numel(), kept = std::min({all, rank, rank_});
-  values.values = values.values.slice(0, all - kept);  // rising: the largest
+  const Clipped kept =
+      clip_eigenvalues(at::linalg_eigvalsh(finite_matrix(product, "F^T S2 F")), std::min(rank_, rank), "F^T S2 F");
   const double mean_term = at::square(mean - mean_).sum().item<double>();
-  const double trace_term = trace_ + trace - 2 * values.values.sqrt().sum().item<double>();
-  if (details) *details = {mean_term, trace_term, values.relative};
-  const double distance = mean_term + trace_term;
-  if (!std::isfinite(distance)) fail<NumericError>("frechet: the distance is {}", distance);
-  // Equal sets give +-1e-8 of the traces: rounding of square roots of rounding.
-  if (distance < -1e-4 * (trace_ + trace) - 1e-9) fail<NumericError>("frechet: a distance of {:.3e}", distance);
-  return std::max(distance, 0.0);
+  const double traces = trace_ + trace, root_trace = kept.values.sqrt().sum().item<double>();
+  if (details) *details = {mean_term, traces - 2 * root_trace, kept.relative};
+  return checked_distance(mean_term, traces, root_trace);
+}
+
+double FrechetReference::distance_of_features(const Tensor& features, FrechetDetails* details) const {
+  const NoGrad no_grad;
+  const auto [N, D] = dims<2>(features);
+  expect_dim(D, dim());
+  if (N >= D) return distance(statistics_of(features), details);
+  const Centred x = centre(features);
+  const double mean_term = at::square(x.mean - mean_).sum().item<double>();
+  const double traces = trace_ + at::square(x.rows).sum().item<double>();
+  const Tensor product = finite_matrix(at::mm(x.rows, factor_), "X2 F");  // [N, rank]
+  const double root_trace = at::linalg_svdvals(product).sum().item<double>();
+  if (details) *details = {mean_term, traces - 2 * root_trace, 0};
+  return checked_distance(mean_term, traces, root_trace);
 }
 
 double frechet_distance(const FeatureStatistics& a, const FeatureStatistics& b, FrechetDetails* details) {
   return FrechetReference(a).distance(b, details);
 }
 
-namespace {
-
-// Distances of a set and of parts of it, for fewer samples N than features D: S2 = Z^T Z / (N - 1) with centred rows Z,
-// and the N x N matrix Z S1 Z^T / (N - 1) has the eigenvalues of S1 S2 other than zero. The products are made once; a
-// part of the set takes its rows and columns and centres them anew. Faster by (D / N)^3, and closer: what is zero in
-// D x D comes out as the square root of rounding there.
-class SampleProducts {
- public:
-  SampleProducts(const FrechetReference& reference, const Tensor& rows) : reference_(reference) {
-    const Tensor x = rows.to(at::kDouble);
-    mean_ = x.mean(0);
-    centred_ = x - mean_;
-    products_ = at::mm(at::mm(centred_, reference.covariance()), centred_.t());
-  }
-  double distance(const Tensor& index) const {  // int64 [n]
-    const Tensor z = centred_.index_select(0, index), shift = z.mean(0);
-    const Tensor p = products_.index_select(0, index).index_select(1, index);
-    const double n = static_cast<double>(index.size(0));
-    if (n < 2) fail("covariance of {} samples: at least 2 are needed", index.size(0));
-    const double squares = at::square(z).sum().item<double>() - n * at::square(shift).sum().item<double>();
-    const Tensor centred = p - p.mean(0, true) - p.mean(1, true) + p.mean();
-    return reference_.distance(mean_ + shift, squares / (n - 1), centred / (n - 1), index.size(0) - 1);
-  }
-
- private:
-  const FrechetReference& reference_;
-  Tensor mean_, centred_, products_;  // [D]; [N, D]; [N, N]
-};
-
-// The distance of all samples, and of all without one group.
-class GroupDistances {
- public:
-  GroupDistances(const FrechetReference& reference, const GroupedStatistics& samples)
-      : reference_(reference), samples_(samples) {
-    if (samples.dim() != reference.dim())
-      fail<ConfigError>("frechet: {} features against {}; both sets need the same encoder", samples.dim(),
-                        reference.dim());
-    if (samples.row_count() < reference.dim()) products_.emplace(reference, samples.rows());
-  }
-  double all() const { return without(-1); }
-  double without(int64_t group) const {
-    const NoGrad no_grad;
-    if (!products_) return reference_.distance(samples_.all_but(group));
-    const Tensor kept = group < 0 ? at::arange(samples_.row_count(), at::kLong)
-                                  : samples_.groups_of_rows().ne(group).nonzero().squeeze(1);
-    return products_->distance(kept);
-  }
-
- private:
-  const FrechetReference& reference_;
-  const GroupedStatistics& samples_;
-  std::optional<SampleProducts> products_;
-};
-
-// Half width of the 95 % interval from the values with one of G groups left out each.
-double jackknife_interval(const std::vector<double>& left_out) {
-  const double G = static_cast<double>(left_out.size());
-  double mean = 0, squares = 0;
-  for (double d : left_out) mean += d / G;
-  for (double d : left_out) squares += (d - mean) * (d - mean);
-  return student_t95(static_cast<int64_t>(left_out.size()) - 1) * std::sqrt(squares * (G - 1) / G);
-}
-
-}  // namespace
-
-Value frechet_with_interval(const FrechetReference& reference, const GroupedStatistics& samples) {
-  const GroupDistances distances(reference, samples);
-  Value value{.value = distances.all(), .n = samples.count()};
-  const int64_t G = samples.groups();
-  // Below two samples a group the replicates say nothing.
-  if (G < 3 || samples.count() < 2 * G) return value;
-  std::vector<double> left_out;
-  for (int64_t g = 0; g < G; ++g) left_out.push_back(distances.without(g));
-  value.ci95 = jackknife_interval(left_out);
-  return value;
-}
-
-Value frechet_infinity(const FrechetReference& reference, const Tensor& features, int64_t points, uint32_t seed) {
-  constexpr int64_t kSmallest = 5000;
-  const int64_t N = features.size(0), smallest = std::min(kSmallest, N / 2);
-  if (points < 3 || smallest < 2)
-    fail<ConfigError>("FID-infinity: {} points and {} images; at least 3 and 4 are needed", points, N);
-  NumpyRandom random(seed);
-  std::optional<SampleProducts> products;
-  if (N < reference.dim()) products.emplace(reference, features);
-  std::vector<double> x, y;  // 1 / n, distance
-  for (int64_t i = 0; i < points; ++i) {
-    const int64_t n = smallest + (N - smallest) * i / (points - 1);
-    std::vector<int64_t> rows = random.permutation(N);
-    rows.resize(static_cast<size_t>(n));
-    const Tensor index = at::tensor(rows, at::kLong);
-    x.push_back(1.0 / static_cast<double>(n));
-    if (products) {
-      y.push_back(products->distance(index));
-      continue;
-    }
-    FeatureStatistics statistics;
-    statistics.add(features.index_select(0, index));
-    y.push_back(reference.distance(statistics));
-  }
-  const double m = static_cast<double>(points);
-  const double mean_x = std::accumulate(x.begin(), x.end(), 0.0) / m,
-               mean_y = std::accumulate(y.begin(), y.end(), 0.0) / m;
-  double sxx = 0, sxy = 0, residuals = 0;
-  for (size_t i = 0; i < x.size(); ++i)
-    sxx += (x[i] - mean_x) * (x[i] - mean_x), sxy += (x[i] - mean_x) * (y[i] - mean_y);
-  const double slope = sxy / sxx, intercept = mean_y - slope * mean_x;
-  for (size_t i = 0; i < x.size(); ++i)
-    residuals += (y[i] - intercept - slope * x[i]) * (y[i] - intercept - slope * x[i]);
-  const double error = std::sqrt(residuals / (m - 2) * (1 / m + mean_x * mean_x / sxx));
-  return {.value = intercept, .ci95 = student_t95(points - 2) * error, .n = N};
-}
-
-Value frechet_difference(const FrechetReference& reference, const GroupedStatistics& own,
-                         const GroupedStatistics& baseline) {
-  const int64_t G = own.groups();
-  if (own.count() != baseline.count() || G != baseline.groups())
-    fail("frechet_difference: {} samples in {} groups against {} in {}; pairs need equal numbers", own.count(), G,
-         baseline.count(), baseline.groups());
-  const GroupDistances ours(reference, own), theirs(reference, baseline);
-  const auto relative = [&](int64_t without) {
-    const double d = theirs.without(without);
-    if (d <= 0)
-      fail<NumericError>("frechet_difference: the baseline's distance is {}, nothing can be relative to it", d);
-    return (ours.without(without) - d) / d;
-  };
-  Value value{.value = relative(-1), .n = own.count()};
-  if (G < 3 || own.count() < 2 * G) return value;
-  std::vector<double> left_out;
-  for (int64_t g = 0; g < G; ++g) left_out.push_back(relative(g));
-  value.ci95 = jackknife_interval(left_out);
-  return value;
-}
-
-double student_t95(int64_t n) {
-  // Exact for n <= 8, where the expansion is worst; then Cornish-Fisher (Abramowitz & Stegun 26.7.5), error < 1e-3.
-  static constexpr double kSmall[] = {12.7062, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.30600};
-  if (n < 1) fail("student_t95: {} degrees of freedom", n);
-  if (n <= 8) return kSmall[n - 1];
-  const double z = 1.959963984540054, v = static_cast<double>(n), z2 = z * z;
-  const double g1 = z * (z2 + 1) / 4, g2 = z * (5 * z2 * z2 + 16 * z2 + 3) / 96;
-  const double g3 = z * (3 * z2 * z2 * z2 + 19 * z2 * z2 + 17 * z2 - 15) / 384;
-  return z + g1 / v + g2 / (v * v) + g3 / (v * v * v);
+double frechet_distance_of_features(const Tensor& a, const Tensor& b, FrechetDetails* details) {
+  // The smaller set on the side of the singular values; the larger one's factor is exact or of full rank.
+  const bool swap = a.size(0) < b.size(0);
+  return FrechetReference::of_features(swap ? b : a).distance_of_features(swap ? a : b, details);
 }
 
 }  // namespace fewstep::eval

@@ -3,6 +3,8 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "eval/generation.h"
@@ -58,10 +60,29 @@ void choose(ProtocolRun& run) {
   run.real = image_files_of(c.images, std::move(names));
 }
 
+// Of other tools' samples: lines {"file_name": ..., "caption_id": ...} of metadata.jsonl; empty without them.
+std::map<int64_t, std::string> listed_samples(const fs::path& folder) {
+  std::map<int64_t, std::string> names;
+  std::ifstream list(folder / "metadata.jsonl");
+  for (std::string line; std::getline(list, line);) {
+    const Json row = Json::parse(line, nullptr, false);
+    if (row.is_object() && row.contains("caption_id") && row["caption_id"].is_number_integer())
+      names[row["caption_id"].get<int64_t>()] = row.value("file_name", "");
+  }
+  return names;
+}
+
 // Finished images in the order of the prompts.
 std::shared_ptr<const ImageSource> samples_in(const fs::path& folder, const std::vector<Prompt>& prompts) {
+  const std::map<int64_t, std::string> listed = listed_samples(folder);
   std::vector<std::string> names;
-  for (const Prompt& p : prompts) names.push_back(sample_name(p.caption_id));
+  for (const Prompt& p : prompts) {
+    const auto it = listed.find(p.caption_id);
+    if (!listed.empty() && it == listed.end())
+      fail<DataError>("{}: metadata.jsonl names no image for caption id {} (\"{}\"); prompts.jsonl lists what is wanted",
+                      folder.string(), p.caption_id, p.text);
+    names.push_back(listed.empty() ? sample_name(p.caption_id) : it->second);
+  }
   return image_files_of(folder, std::move(names));
 }
 
@@ -92,6 +113,7 @@ void provide_samples(ProtocolRun& run) {
     for (const Prompt& p : run.prompts) texts.push_back(p.text);
     measure_latency(*pipeline, texts, c.generate, c.latency, plan.seed, run.row);
   }
+  run.world.barrier();  // nobody computes beside the timing
 }
 
 void provide_baseline(ProtocolRun& run) {

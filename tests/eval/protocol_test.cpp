@@ -11,6 +11,7 @@
 #include "eval/generation.h"
 #include "eval/protocol_runner.h"
 #include "src/base/files.h"
+#include "src/base/text.h"
 #include "src/config/config.h"
 #include "src/tensor/ops.h"
 #include "tests/support/message_of.h"
@@ -214,6 +215,28 @@ TEST_F(Coco, PairsAreComparedPromptByPrompt) {
   EXPECT_NEAR(value("CLIPScore_difference["), 0, 1e-12);
   EXPECT_THAT(message_of([] { run("less", fmt::format("limit: 5\npaired_with: {}/base\n", root().string())); }),
               HasSubstr("has other prompts"));
+}
+
+TEST_F(Coco, FinishedImagesOfOtherTools) {
+  const Results own = run("own", "metrics: [fid]\n");
+  const fs::path there = root() / "finished";
+  make_directories(there);
+  std::string list;
+  for (const std::string& line : split(read_text(root() / "own/samples/metadata.jsonl"), '\n')) {
+    if (line.empty()) continue;
+    Json row = Json::parse(line);
+    const std::string name = fmt::format("image-{}.png", row["caption_id"].get<int64_t>());
+    fs::copy(root() / "own/samples" / row["file_name"].get<std::string>(), there / name);
+    list = Json{{"file_name", name}, {"caption_id", row["caption_id"]}}.dump() + "\n" + list;
+  }
+  write_text_atomic(there / "metadata.jsonl", list);
+  auto c = config::parse<ProtocolConfig>(text("again", "metrics: [fid]\n"));
+  c.run.clear(), c.samples = there.string();
+  const Results again = run_protocol(c, *dist::World::single());
+  EXPECT_EQ(again.rows[0].metrics.begin()->first, own.rows[0].metrics.begin()->first);
+  EXPECT_DOUBLE_EQ(again.rows[0].metrics.begin()->second.value, own.rows[0].metrics.begin()->second.value);
+  write_text_atomic(there / "metadata.jsonl", list.substr(0, list.size() / 2));
+  EXPECT_THAT(message_of([&] { run_protocol(c, *dist::World::single()); }), HasSubstr("names no image for caption id"));
 }
 
 TEST_F(Coco, WhatIsMissingIsNamed) {
