@@ -95,7 +95,9 @@ Values neighbours(const ViewInputs& in) {
 
 Values against_captions(const ViewInputs& in) {
   const ClipScoreKind& kind = find_clip_score(in.protocol.clip_definition);
-  Values out = {{metric_name("CLIPScore", in.identity, kind.name), clip_score(kind, in.cosines, in.logit_scale)}};
+  Value score = clip_score(kind, in.cosines, in.logit_scale);
+  if (score.n > 1) score.floor = clip_score(kind, in.shuffled_cosines, in.logit_scale).value;
+  Values out = {{metric_name("CLIPScore", in.identity, kind.name), score}};
   if (in.baseline_cosines.defined()) {
     // Same captions: the difference of each pair, whose interval knows what they share.
     const Tensor d =

@@ -34,6 +34,7 @@ struct ViewInputs {
   const CompareSide* baseline = nullptr;  // of `paired_with`: sample i has the same caption; null without one
   // Text views only.
   Tensor cosines = {}, baseline_cosines = {};  // float64 [N]; baseline undefined without one
+  Tensor shuffled_cosines = {};                // float64 [N]: each image with the next one's caption
   double logit_scale = 0;
 };
 

@@ -1,6 +1,7 @@
 #include "eval/protocol_report.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "eval/report.h"
 #include "src/base/error.h"
@@ -93,8 +94,12 @@ std::string protocol_markdown(const ProtocolReport& r) {
   const ResultRow& row = r.results.rows.front();
   std::string out = fmt::format("# {}\n\n{}\n\n| metric | value | N | remark |\n|---|---|---|---|\n", r.results.name,
                                 r.results.protocol);
-  for (const auto& [name, v] : row.metrics)
-    out += fmt::format("| {} | {} | {} | {} |\n", name, format_value(v), v.n, v.note);
+  for (const auto& [name, v] : row.metrics) {
+    std::string remark = v.note;
+    if (std::isfinite(v.floor))
+      remark += fmt::format("{}captions shuffled: {}", remark.empty() ? "" : "; ", format_number(v.floor));
+    out += fmt::format("| {} | {} | {} | {} |\n", name, format_value(v), v.n, remark);
+  }
   if (row.steps > 0)
     out += fmt::format("| steps an image | {:.4g} | | |\n| model calls an image (NFE) | {:.4g} | | |\n", row.steps,
                        row.nfe);

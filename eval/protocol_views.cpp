@@ -71,8 +71,8 @@ CompareSide side_at(const std::string& path, const FeatureSet& set) {
 }
 
 // Pairs need the same prompts on both sides.
-void check_pairs(const ProtocolRun& run, const FeatureSet& own, const FeatureSet& baseline) {
-  if (!at::equal(own.places, baseline.places))
+void check_pairs(const ProtocolRun& run, const Tensor& own_places, const Tensor& baseline_places) {
+  if (!at::equal(own_places, baseline_places))
     fail<DataError>("paired_with: {} and {} do not have the same readable images", run.config.paired_with,
                     run.samples->path());
 }
@@ -103,7 +103,7 @@ void look_at_images(ProtocolRun& run, const ViewKind& view, const std::string& f
   if (run.baseline) {
     const FeatureSet other = features(run, prepared(run, run.baseline, view.patch), *encoder, "baseline",
                                       fs::path(c.paired_with) / "features");
-    check_pairs(run, own, other);
+    check_pairs(run, own.places, other.places);
     baseline = side_at(run.baseline->path(), other);
   }
   compute(run, metrics,
@@ -127,13 +127,17 @@ Tensor text_embeddings(const TextImageEncoder& clip, const std::vector<Prompt>& 
   return at::cat(parts).to(at::kDouble);
 }
 
-// Of every image that could be read, with its caption; `places` are those of the prompts.
-Tensor cosines_of(ProtocolRun& run, const TextImageEncoder& clip, const std::shared_ptr<const ImageSource>& images,
-                  const std::string& label, const fs::path& cache, Tensor& places) {
+struct Cosines {
+  Tensor own, shuffled;  // float64 [N]: of every image that could be read with its caption, and with the next one's
+  Tensor places;         // int64 [N] of the prompts
+};
+
+Cosines cosines_of(ProtocolRun& run, const TextImageEncoder& clip, const std::shared_ptr<const ImageSource>& images,
+                   const std::string& label, const fs::path& cache) {
   const std::string_view prefix = find_clip_score(run.protocol.clip_definition).prefix;
   const FeatureSet set = features(run, prepared(run, images, false), ImageTower(clip), label, cache);
-  places = set.places;
-  return (set.features.to(at::kDouble) * text_embeddings(clip, run.prompts, places, prefix)).sum(1);
+  const Tensor x = set.features.to(at::kDouble), texts = text_embeddings(clip, run.prompts, set.places, prefix);
+  return {(x * texts).sum(1), (x * texts.roll(-1, 0)).sum(1), set.places};
 }
 
 void look_at_captions(ProtocolRun& run, const ViewKind& view, const std::string& folder,
@@ -143,18 +147,20 @@ void look_at_captions(ProtocolRun& run, const ViewKind& view, const std::string&
       load_text_image_encoder(folder, std::string(view.encoder), run.world.device(), {.cleaning = kind.cleaning});
   const EncoderIdentity identity = clip->identity();
   run.results.encoders.push_back(identity);
-  run.cosines = cosines_of(run, *clip, run.samples, "samples", output_folder(run.config) / "features", run.places);
+  const Cosines found = cosines_of(run, *clip, run.samples, "samples", output_folder(run.config) / "features");
+  run.cosines = found.own, run.places = found.places;
   run.truncated = clip->truncated();
   run.clip_name = metric_name("CLIPScore", identity, kind.name);
-  ViewInputs inputs{
-      .protocol = run.protocol, .identity = identity, .cosines = run.cosines, .logit_scale = clip->logit_scale()};
+  ViewInputs inputs{.protocol = run.protocol,
+                    .identity = identity,
+                    .cosines = found.own,
+                    .shuffled_cosines = found.shuffled,
+                    .logit_scale = clip->logit_scale()};
   if (run.baseline) {
-    Tensor places;
-    inputs.baseline_cosines =
-        cosines_of(run, *clip, run.baseline, "baseline", fs::path(run.config.paired_with) / "features", places);
-    if (!at::equal(places, run.places))
-      fail<DataError>("paired_with: {} and {} do not have the same readable images", run.config.paired_with,
-                      run.samples->path());
+    const Cosines baseline =
+        cosines_of(run, *clip, run.baseline, "baseline", fs::path(run.config.paired_with) / "features");
+    check_pairs(run, found.places, baseline.places);
+    inputs.baseline_cosines = baseline.own;
   }
   compute(run, metrics, inputs);
   if (run.truncated > 0)

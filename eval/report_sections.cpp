@@ -127,13 +127,19 @@ ReportSection results_section(const Results& results) {
   for (const std::string& group : order) {
     ReportTable table{.title = group, .header = {"images", "N"}, .rows = {}};
     std::vector<Column> columns;
+    const bool captions = group == "Image and caption";
+    bool any_floor = false;
     std::string floors;
     for (const std::string& metric : groups[group]) {
       columns.push_back(column_of(results.rows, metric));
       const Column& c = columns.back();
+      any_floor = any_floor || !c.one_floor || std::isfinite(c.floor);
       table.header.push_back(c.note.empty() ? metric : fmt::format("{} ({})", metric, c.note));
       if (c.one_floor && std::isfinite(c.floor))
-        floors += fmt::format("{}{} {}", floors.empty() ? " Floor, real against real at equal N: " : ", ",
+        floors += fmt::format("{}{} {}",
+                              !floors.empty() ? ", "
+                              : captions      ? " Floor: "
+                                              : " Floor, real against real at equal N: ",
                               metric.substr(0, metric.find('[')), format_number(c.floor));
     }
     for (const ResultRow& row : results.rows) {
@@ -146,7 +152,7 @@ ReportSection results_section(const Results& results) {
       table.rows.push_back(std::move(cells));
     }
     table.note = "Intervals are 95 %." + (floors.empty() ? "" : floors + ".");
-    if (group == "Image and caption") table.note += " Floor of CLIPScore: the same images with captions shuffled.";
+    if (captions && any_floor) table.note += " Floor of CLIPScore: the same images with captions shuffled.";
     section.tables.push_back(std::move(table));
   }
   return section;
@@ -161,14 +167,16 @@ ReportSection latency_section(const std::vector<ResultRow>& rows) {
     const Latency& l = row.latency;
     const auto duration = [](double s) { return s > 0 ? human_duration(s) : "-"; };
     table.rows.push_back({row.label, std::to_string(l.batch), human_duration(l.p50), duration(l.p90),
-                          human_duration(l.p95), duration(l.p99), duration(l.first), format_number(static_cast<double>(l.batch) / l.p50), fmt::format("{:.4g}", row.steps),
+                          human_duration(l.p95), duration(l.p99), duration(l.first),
+                          format_number(static_cast<double>(l.batch) / l.p50), fmt::format("{:.4g}", row.steps),
                           fmt::format("{:.4g}", row.nfe),
                           row.step_compression > 0 ? format_number(row.step_compression) : "-",
                           l.peak_memory > 0 ? human_count(static_cast<double>(l.peak_memory)) + "B" : "-",
                           l.p90 > 0 ? fmt::format("{:.0f} %", 100 * l.load) : "-", std::to_string(l.runs)});
   }
-  table.note = "Wall-clock of one call of the whole pipeline, text to pixels, after warm-up. Load: what other work kept "
-               "busy of the cores in the minute before.";
+  table.note =
+      "Wall-clock of one call of the whole pipeline, text to pixels, after warm-up. Load: what other work kept "
+      "busy of the cores in the minute before.";
   return {.heading = "Latency", .tables = {table}};
 }
 

@@ -164,7 +164,7 @@ TEST_F(Coco, EveryNumberHasAnHonestName) {
   EXPECT_DOUBLE_EQ(row.step_compression, 1);
   const std::string page = read_text(root() / "all/results.md");
   EXPECT_THAT(page, AllOf(HasSubstr("FD[inception@"), HasSubstr("dominated by bias"), HasSubstr("| real images | 12 |"),
-                          HasSubstr("\n1 of 12 captions were cut"), Not(HasSubstr("FID"))));
+                          HasSubstr("captions shuffled: "), HasSubstr("\n1 of 12 captions were cut"), Not(HasSubstr("FID"))));
   EXPECT_THAT(read_text(root() / "all/report.html"), AllOf(HasSubstr("Worst of CLIPScore["), HasSubstr("caption id")));
   EXPECT_EQ(load_results(root() / "all/results.json").rows.at(0).protocol, row.protocol);
 }
