@@ -91,6 +91,7 @@ struct Loader::Impl {
     std::latch ready(options.workers);
     for (int64_t w = 0; w < options.workers; ++w)
       workers.emplace_back([this, &ready] {
+        at::get_num_threads();   // ATen gives a new thread the default at its first use: now, not after the next line
         at::set_num_threads(1);  // decoding runs beside the trainer: no OpenMP team of its own
         ready.count_down();
         work();

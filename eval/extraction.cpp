@@ -51,7 +51,9 @@ class Workers {
     for (size_t t = 0; t < T; ++t)
       threads_.emplace_back([&source, &encoder, &ready, &queue = *queues_[t], t, T, skip = o.skip_unreadable] {
         const NoGrad no_grad;
-        at::set_num_threads(1);  // no OpenMP team of its own beside the network's
+        // No OpenMP team of its own beside the network's; and resizing rounds differently in one thread and in two.
+        at::get_num_threads();  // ATen gives a new thread the default at its first use: now, not after the next line
+        at::set_num_threads(1);
         ready.count_down();
         try {
           for (size_t i = t; i < source.size(); i += T)

@@ -35,7 +35,8 @@ Tensor conv_relu(const Tensor& x, const Tensor& weight, const Tensor& shift, int
     return op ? std::optional(op->typed<ConvRelu>()) : std::nullopt;
   }();
   if (fused && x.is_cpu() && x.scalar_type() == at::kFloat)
-    return fused->call(x, weight, shift, pad, {stride, stride}, {1, 1}, 1, "relu", c10::List<std::optional<at::Scalar>>(), "");
+    return fused->call(x, weight, shift, pad, {stride, stride}, {1, 1}, 1, "relu",
+                       c10::List<std::optional<at::Scalar>>(), "");
   return at::conv2d(x, weight, shift, {stride, stride}, pad).relu_();
 }
 

@@ -4,7 +4,6 @@
 //   FEWSTEP_BENCH_INCEPTION     folder of the network (config.json, model.safetensors); without it random weights
 //   FEWSTEP_BENCH_STATISTICS_A  and _B: files of statistics (.npz, .h5); without them those of random features
 // Times are those of the process (all its threads) beside wall time.
-#include <ATen/Parallel.h>
 #include <benchmark/benchmark.h>
 
 #include <cstdlib>
@@ -62,31 +61,6 @@ BENCHMARK(inception_features)
     ->Arg(16)
     ->Arg(32)
     ->Arg(50)
-    ->MeasureProcessCPUTime()
-    ->UseRealTime()
-    ->Unit(benchmark::kMillisecond);
-
-void inception_split(benchmark::State& state) {
-  const NoGrad no_grad;
-  const models::FidInception& inception = network();
-  const int64_t B = state.range(0), chunk = state.range(1);
-  const Tensor x = normal_by_id(at::arange(B, at::kLong), {3, 299, 299}, 2, Stream::eval, 0) * 0.5;
-  const auto go = [&] {
-    at::parallel_for(0, B / chunk, 1, [&](int64_t a, int64_t b) {
-      const NoGrad thread_no_grad;
-      for (int64_t i = a; i < b; ++i) benchmark::DoNotOptimize(inception(x.narrow(0, i * chunk, chunk)).pool3);
-    });
-  };
-  go();
-  for (auto _ : state) go();
-  state.SetItemsProcessed(state.iterations() * B);
-}
-BENCHMARK(inception_split)
-    ->ArgNames({"batch", "chunk"})
-    ->Args({32, 2})
-    ->Args({32, 4})
-    ->Args({32, 8})
-    ->Args({32, 16})
     ->MeasureProcessCPUTime()
     ->UseRealTime()
     ->Unit(benchmark::kMillisecond);
