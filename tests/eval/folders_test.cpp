@@ -1,5 +1,6 @@
 // Folders of images through published networks: order, mixed sizes, and what is said of files that are not as they
 // should be.
+#include <ATen/Parallel.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -57,6 +58,35 @@ TEST_F(Folders, FeaturesComeInOrderWhateverTheBatchAndTheThreads) {
   EXPECT_TRUE(at::allclose(run(3, 3), all, 1e-5, 1e-5));
   EXPECT_TRUE(at::allclose(run(1, 9), all, 1e-5, 1e-5));
   EXPECT_TRUE(at::allclose(encoder->features(io::read_image(folder / files[4]).unsqueeze(0))[0], all[4], 1e-5, 1e-5));
+}
+
+// Resizing rounds differently in one thread and in two: the number must not depend on who starts first.
+TEST_F(Folders, ImagesArePreparedInOneThreadEach) {
+  struct Threads : ImageEncoder {
+    Encoded encode(const Tensor& x) const override { return {x, {}}; }
+    Tensor prepare(const Tensor&) const override { return at::full({1}, at::get_num_threads(), at::kFloat); }
+    EncoderIdentity identity() const override { return {}; }
+  };
+  for (int64_t i = 0; i < 12; ++i) add(fmt::format("{:02}.png", i), 20, 20, i);
+  const int before = at::get_num_threads();
+  at::set_num_threads(3);
+  for (const int64_t threads : {1, 2, 5})
+    extract(*open_images(folder), Threads(), {.threads = threads},
+            [&](const Encoded& x) { EXPECT_EQ(x.features.max().item<double>(), 1) << threads; });
+  EXPECT_EQ(at::get_num_threads(), 3);
+  at::set_num_threads(before);
+}
+
+// On a CPU the network takes eight at a time: the features are those of the images one by one.
+TEST_F(Folders, LargeBatchesAreCutForTheNetwork) {
+  std::vector<Tensor> images;
+  for (int64_t i = 0; i < 19; ++i) images.push_back(picture(40, 30, i));
+  const auto encoder = slim();
+  const Encoded all = encoder->encode(at::stack(images));
+  ASSERT_EQ(all.features.sizes(), (std::vector<int64_t>{19, 128}));
+  ASSERT_EQ(all.logits.size(0), 19);
+  for (int64_t i = 0; i < 19; ++i)
+    EXPECT_TRUE(at::allclose(encoder->features(images[static_cast<size_t>(i)].unsqueeze(0))[0], all.features[i], 1e-5, 1e-5));
 }
 
 TEST_F(Folders, NamesCarryPipelineAndTap) {
