@@ -49,6 +49,8 @@ void choose(ProtocolRun& run) {
   }
   if (run.prompts.empty()) fail<DataError>("{}: no caption in it", c.annotations);
   run.label = protocol_label(run.protocol, static_cast<int64_t>(run.prompts.size()), images);
+  // A published list is not the protocol's own draw: the same N of other captions is another measurement.
+  if (!c.prompts_file.empty()) run.label += fmt::format(", prompts {}", prompts_sha256(run.prompts).substr(0, 8));
   if (c.images.empty()) return;
   std::vector<std::string> names;
   if (run.protocol.reference == ReferenceImages::chosen)

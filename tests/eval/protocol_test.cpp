@@ -239,6 +239,21 @@ TEST_F(Coco, FinishedImagesOfOtherTools) {
   EXPECT_THAT(message_of([&] { run_protocol(c, *dist::World::single()); }), HasSubstr("names no image for caption id"));
 }
 
+TEST_F(Coco, APublishedListHasItsHashInTheName) {
+  // Every image of the file is a reference, one without captions too.
+  fs::copy(root() / "coco/val2017/000000000139.jpg", root() / "coco/val2017/000000999999.jpg");
+  write_text_atomic(root() / "list.txt", "A red bus\n\n  Two dogs on a couch \nA clock\n");
+  auto c = config::parse<ProtocolConfig>(text("list", "metrics: [fid]\n"));
+  c.protocol = "custom", c.custom.reference = ReferenceImages::all;
+  c.prompts_file = (root() / "list.txt").string();
+  const Results r = run_protocol(c, *dist::World::single());
+  EXPECT_THAT(r.rows[0].protocol, testing::MatchesRegex("custom-[0-9a-f]*, prompts [0-9a-f]*"));
+  EXPECT_TRUE(fs::exists(root() / "list/samples/000000000003.png"));  // the third line, counted with the empty one
+  EXPECT_EQ(r.rows[0].metrics.begin()->second.n, 3);
+  c.custom.reference = ReferenceImages::chosen;
+  EXPECT_THAT(message_of([&] { run_protocol(c, *dist::World::single()); }), HasSubstr("a list of lines does not name them"));
+}
+
 TEST_F(Coco, WhatIsMissingIsNamed) {
   const fs::path victim = root() / "coco/val2017/000000000146.jpg", aside = root() / "aside.jpg";
   fs::rename(victim, aside);

@@ -11,6 +11,7 @@
 #include "src/base/json.h"
 #include "src/base/text.h"
 #include "src/config/config.h"
+#include "tests/support/message_of.h"
 #include "tools/experiment_tables.h"
 
 namespace fewstep::experiment {
@@ -308,6 +309,21 @@ TEST(Tree, ExperimentsAndTheirConfigsAreValid) {
   }
   EXPECT_GE(count, 6);
   fs::current_path(before);
+}
+
+TEST_F(Experiment, OneTableHasOneProtocol) {
+  const auto c = parse("rows: [{label: a, jobs: [{name: t}]}, {label: b, jobs: [{name: t}]}, {label: c, jobs: [{name: t}]}]");
+  Outcome outcome;
+  for (const char* label : {"a", "b", "c"}) {
+    RowOutcome r{.label = label, .point = {}};
+    r.result = measured(1, 1);
+    outcome.rows.push_back(r);
+  }
+  outcome.rows[1].result.protocol = outcome.rows[2].result.protocol = "coco2017-5k";
+  make_table(c, outcome, nullptr);  // a row without a protocol may stand beside them
+  outcome.rows[2].result.protocol = "coco2017-5k (50 of 5000 prompts)";
+  EXPECT_THAT(message_of<ConfigError>([&] { make_table(c, outcome, nullptr); }),
+              HasSubstr("row 'b' was measured by coco2017-5k, row 'c' by coco2017-5k (50 of 5000 prompts)"));
 }
 
 TEST_F(Experiment, TablesStandBesideThePaper) {
