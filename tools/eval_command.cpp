@@ -35,6 +35,9 @@ at::Device single_device(dist::DeviceKind kind) {
   return world->device();
 }
 
+// Rank 0 computes distances of 30,000 images alone.
+constexpr double kMetricsSeconds = 7200;
+
 void run_protocol(const EvalArguments& a) {
   auto config = config::load<eval::ProtocolConfig>(a.config, a.overrides);
   if (a.nproc > 0) {
@@ -48,7 +51,7 @@ void run_protocol(const EvalArguments& a) {
     const std::filesystem::path folder = eval::output_folder(config);
     fmt::print("{}", read_text(folder / "results.md"));
     log::info("results in {}{}", (folder / "results.json").string(), config.report ? " and report.html" : "");
-  });
+  }, kMetricsSeconds);
 }
 
 void evaluate(const EvalArguments& a) {

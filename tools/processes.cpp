@@ -24,8 +24,8 @@ void start_processes(int nproc, const std::vector<std::string>& arguments) {
   if (code != 0) throw ExitWith{code};  // the rank has said why
 }
 
-void run_in_world(dist::DeviceKind device, const std::function<void(dist::World&)>& body) {
-  const auto world = dist::World::from_environment({.device = device});
+void run_in_world(dist::DeviceKind device, const std::function<void(dist::World&)>& body, double timeout_seconds) {
+  const auto world = dist::World::from_environment({.device = device, .timeout_seconds = timeout_seconds});
   log::set_rank(world->rank(), world->size());
   try {
     body(*world);

@@ -14,6 +14,8 @@ void start_processes(int nproc, const std::vector<std::string>& arguments);
 
 // Makes this process's world and runs `body` in it. In a group, a failure is told to the others before this process
 // ends, without waiting for collectives that will never finish; a stop that all agreed on ends all of them with 130.
-void run_in_world(dist::DeviceKind device, const std::function<void(dist::World&)>& body);
+// `timeout_seconds` of a collective: above what one rank may compute while the others wait for it.
+void run_in_world(dist::DeviceKind device, const std::function<void(dist::World&)>& body,
+                  double timeout_seconds = dist::WorldOptions().timeout_seconds);
 
 }  // namespace fewstep
