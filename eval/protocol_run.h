@@ -29,6 +29,8 @@ using ProtocolMetrics = std::vector<const ProtocolMetric*>;
 // Wanted metrics of a view; none where its encoder is not given, unless one of them was asked for by name
 // (ConfigError).
 ProtocolMetrics wanted_metrics(const ProtocolRun& run, const ViewKind& view);
+// Loads the view's network and lets it go: what is wrong with it is said before samples are drawn for hours.
+void probe(const ProtocolRun& run, const ViewKind& view);
 // Loads the view's network, has it look at both sides (or at images and captions), adds the metrics to the row.
 void look(ProtocolRun& run, const ViewKind& view, const ProtocolMetrics& metrics);
 

@@ -183,8 +183,10 @@ Results run_protocol(ProtocolConfig& c, dist::World& world) {
     make_directories(out);
     write_prompts(out / "prompts.jsonl", run.prompts);
   }
-  provide_samples(run);
   provide_baseline(run);
+  if (!c.run.empty())
+    for (const auto& [view, wanted] : views) probe(run, *view);
+  provide_samples(run);
   for (const auto& [view, wanted] : views) look(run, *view, wanted);
   check_bounds(run);
   finish(run);

@@ -188,6 +188,14 @@ ProtocolMetrics wanted_metrics(const ProtocolRun& run, const ViewKind& view) {
   return wanted;
 }
 
+void probe(const ProtocolRun& run, const ViewKind& view) {
+  const std::string folder = folder_of(run.config.encoders, view.encoder);
+  if (view.text)
+    load_text_image_encoder(folder, std::string(view.encoder), at::kCPU);
+  else
+    load_image_encoder(folder, std::string(view.encoder), at::kCPU, options_of(run, view.view, folder));
+}
+
 void look(ProtocolRun& run, const ViewKind& view, const ProtocolMetrics& metrics) {
   const std::string folder = folder_of(run.config.encoders, view.encoder);
   view.text ? look_at_captions(run, view, folder, metrics) : look_at_images(run, view, folder, metrics);
