@@ -44,6 +44,13 @@ EncoderOptions options_of(const ProtocolRun& run, EncoderView view, const std::s
   }
 }
 
+// A network trained here goes by the name of its folder: it is no Inception, whatever key it was given at.
+std::string name_of(const ViewKind& view, const std::string& folder) {
+  if (is_published_encoder(folder)) return std::string(view.encoder);
+  const fs::path path = fs::path(folder).lexically_normal();
+  return (path.has_filename() ? path : path.parent_path()).filename().string();
+}
+
 void count(ProtocolRun& run, const std::string& side, const FeatureSet& set) {
   for (const ProtocolCounts& c : run.counts)
     if (c.side == side) return;  // every view sees the same files
@@ -85,7 +92,7 @@ void look_at_images(ProtocolRun& run, const ViewKind& view, const std::string& f
         "reference: statistics have no features; of this network's metrics only fid, fid_infinity and "
         "inception_score can do without 'images'");
   const auto encoder =
-      load_image_encoder(folder, std::string(view.encoder), run.world.device(), options_of(run, view.view, folder));
+      load_image_encoder(folder, name_of(view, folder), run.world.device(), options_of(run, view.view, folder));
   run.results.encoders.push_back(encoder->identity());
   const fs::path own_cache = output_folder(c) / "features";
   std::optional<CompareSide> baseline;
@@ -144,7 +151,7 @@ void look_at_captions(ProtocolRun& run, const ViewKind& view, const std::string&
                       const ProtocolMetrics& metrics) {
   const ClipScoreKind& kind = find_clip_score(run.protocol.clip_definition);
   const auto clip =
-      load_text_image_encoder(folder, std::string(view.encoder), run.world.device(), {.cleaning = kind.cleaning});
+      load_text_image_encoder(folder, name_of(view, folder), run.world.device(), {.cleaning = kind.cleaning});
   const EncoderIdentity identity = clip->identity();
   run.results.encoders.push_back(identity);
   const Cosines found = cosines_of(run, *clip, run.samples, "samples", output_folder(run.config) / "features");
@@ -191,9 +198,9 @@ ProtocolMetrics wanted_metrics(const ProtocolRun& run, const ViewKind& view) {
 void probe(const ProtocolRun& run, const ViewKind& view) {
   const std::string folder = folder_of(run.config.encoders, view.encoder);
   if (view.text)
-    load_text_image_encoder(folder, std::string(view.encoder), at::kCPU);
+    load_text_image_encoder(folder, name_of(view, folder), at::kCPU);
   else
-    load_image_encoder(folder, std::string(view.encoder), at::kCPU, options_of(run, view.view, folder));
+    load_image_encoder(folder, name_of(view, folder), at::kCPU, options_of(run, view.view, folder));
 }
 
 void look(ProtocolRun& run, const ViewKind& view, const ProtocolMetrics& metrics) {
