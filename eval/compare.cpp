@@ -59,6 +59,11 @@ CompareSide side_of_features(std::string path, const Tensor& features, const Ten
   return side;
 }
 
+FrechetReference frechet_reference(const CompareSide& side) {
+  const bool few = side.features.defined() && side.features.size(0) < side.features.size(1);
+  return few ? FrechetReference::of_features(side.features) : FrechetReference(side.total);
+}
+
 CompareSide load_side(const fs::path& path, const ImageEncoder& encoder, const CompareOptions& options) {
   if (!holds_images(path) && is_statistics_name(path) && fs::exists(path))
     return from_statistics(path, encoder, options.force);
@@ -99,9 +104,7 @@ using Values = std::map<std::string, Value>;
 
 Values frechet_values(const CompareSide& a, const CompareSide& b, const EncoderIdentity& identity,
                       const CompareOptions& options) {
-  // Fewer images than features: by the features themselves, in place of a singular covariance.
-  const bool few = a.features.defined() && a.features.size(0) < a.features.size(1);
-  const FrechetReference reference = few ? FrechetReference::of_features(a.features) : FrechetReference(a.total);
+  const FrechetReference reference = frechet_reference(a);
   Values out;
   out[metric_name("FD", identity)] = b.features.defined()
                                          ? frechet_with_interval(reference, b.groups)

@@ -6,6 +6,7 @@
 
 #include "eval/clip_scores.h"
 #include "eval/encoder.h"
+#include "eval/frechet.h"
 #include "eval/statistics.h"
 #include "src/base/json.h"
 
@@ -34,6 +35,9 @@ CompareSide load_side(const std::filesystem::path& path, const ImageEncoder& enc
                       const CompareOptions& options = {});
 // Of features computed before, float [N, D], and logits [N, K] or undefined; `path` in messages.
 CompareSide side_of_features(std::string path, const Tensor& features, const Tensor& logits);
+// The side that distances are taken to: by its features where it has fewer images than features, in place of a singular
+// covariance.
+FrechetReference frechet_reference(const CompareSide& side);
 // Statistics of images into a file: the reference of many comparisons. Returns what was written.
 Json write_statistics(const std::filesystem::path& images, const std::filesystem::path& out,
                       const ImageEncoder& encoder, const CompareOptions& options = {});

@@ -17,13 +17,8 @@ namespace {
 using Values = std::map<std::string, Value>;
 constexpr int64_t kSubsets = 100, kSubsetSize = 1000;  // KID as torch-fidelity reports it
 
-FrechetReference reference_of(const CompareSide& real) {
-  const bool few = real.features.defined() && real.features.size(0) < real.features.size(1);
-  return few ? FrechetReference::of_features(real.features) : FrechetReference(real.total);
-}
-
 Values frechet(const ViewInputs& in) {
-  const FrechetReference reference = reference_of(*in.real);
+  const FrechetReference reference = frechet_reference(*in.real);
   Value value = frechet_with_interval(reference, in.samples->groups);
   if (value.n < reference.dim())
     value.note = fmt::format("N = {} below D = {}: dominated by bias", value.n, reference.dim());
@@ -36,19 +31,19 @@ Values frechet(const ViewInputs& in) {
 
 // Kept apart from the 2,048-feature distance by its name.
 Values spatial(const ViewInputs& in) {
-  const FrechetReference reference = reference_of(*in.real);
+  const FrechetReference reference = frechet_reference(*in.real);
   return {{metric_name("sFD", in.identity), frechet_with_interval(reference, in.samples->groups)}};
 }
 
 Values patch(const ViewInputs& in) {
-  const FrechetReference reference = reference_of(*in.real);
+  const FrechetReference reference = frechet_reference(*in.real);
   return {{metric_name("patch_FD", in.identity, fmt::format("crop={}", kPatchSide)),
            frechet_with_interval(reference, in.samples->groups)}};
 }
 
 Values infinity(const ViewInputs& in) {
-  return {
-      {metric_name("FD", in.identity, "N=infinity"), frechet_infinity(reference_of(*in.real), in.samples->features)}};
+  return {{metric_name("FD", in.identity, "N=infinity"),
+           frechet_infinity(frechet_reference(*in.real), in.samples->features)}};
 }
 
 Values kernel(const ViewInputs& in) {

@@ -15,10 +15,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::shared_ptr<const ImageSource> prepared(const ProtocolRun& run, std::shared_ptr<const ImageSource> images,
-                                            bool patch) {
-  if (images && patch) return central_crops(std::move(images), kPatchSide);
-  if (!images || run.protocol.side == 0) return images;
+std::shared_ptr<const ImageSource> prepared(const ProtocolRun& run, std::shared_ptr<const ImageSource> images) {
+  if (run.protocol.side == 0) return images;
   return squares(std::move(images), run.protocol.side);
 }
 
@@ -53,19 +51,31 @@ std::string name_of(const ViewKind& view, const std::string& folder) {
 
 void count(ProtocolRun& run, const std::string& side, const FeatureSet& set) {
   for (const ProtocolCounts& c : run.counts)
-    if (c.side == side) return;  // every view sees the same files
+    if (c.side == side) return;  // views see the same files, but for crops
   run.counts.push_back({side, set.features.size(0), set.constant, set.grey, set.unreadable_count, set.unreadable});
 }
 
 FeatureSet features(ProtocolRun& run, const std::shared_ptr<const ImageSource>& source, const ImageEncoder& encoder,
-                    const std::string& label, const fs::path& cache) {
+                    const std::string& label, const fs::path& cache, bool skip_unreadable) {
   FeatureSet set = compute_features(source, encoder,
-                                    {.skip_unreadable = run.config.skip_unreadable,
+                                    {.skip_unreadable = skip_unreadable,
                                      .label = fmt::format("{}, {}", label, encoder.identity().name),
                                      .cache = cache},
                                     run.world);
   count(run, label, set);
   return set;
+}
+
+FeatureSet features(ProtocolRun& run, const std::shared_ptr<const ImageSource>& source, const ImageEncoder& encoder,
+                    const std::string& label, const fs::path& cache) {
+  return features(run, source, encoder, label, cache, run.config.skip_unreadable);
+}
+
+// COCO has images with a side below that of a crop: clean-fid squashes them among the crops. Here they are left out and
+// counted. (What cannot be read at all was met by the views before.)
+FeatureSet crop_features(ProtocolRun& run, const std::shared_ptr<const ImageSource>& images,
+                         const ImageEncoder& encoder, const std::string& label, const fs::path& cache) {
+  return features(run, central_crops(images, kPatchSide), encoder, label + ", crops", cache, /*skip_unreadable=*/true);
 }
 
 void compute(ProtocolRun& run, const ProtocolMetrics& metrics, const ViewInputs& inputs) {
@@ -86,30 +96,27 @@ void check_pairs(const ProtocolRun& run, const Tensor& own_places, const Tensor&
 
 void look_at_images(ProtocolRun& run, const ViewKind& view, const std::string& folder, const ProtocolMetrics& metrics) {
   const ProtocolConfig& c = run.config;
-  const bool only_moments = std::all_of(metrics.begin(), metrics.end(), [](const auto* m) { return m->only_moments; });
-  if (!run.real && !only_moments)
-    fail<ConfigError>(
-        "reference: statistics have no features; of this network's metrics only fid, fid_infinity and "
-        "inception_score can do without 'images'");
   const auto encoder =
       load_image_encoder(folder, name_of(view, folder), run.world.device(), options_of(run, view.view, folder));
+  const auto seen = [&](const std::shared_ptr<const ImageSource>& images, const char* label, const fs::path& cache) {
+    return view.patch ? crop_features(run, images, *encoder, label, cache)
+                      : features(run, prepared(run, images), *encoder, label, cache);
+  };
   run.results.encoders.push_back(encoder->identity());
   const fs::path own_cache = output_folder(c) / "features";
   std::optional<CompareSide> baseline;
   CompareSide real{.path = c.reference, .total = {}, .features = {}, .logits = {}};
   if (run.real) {
-    real =
-        side_at(run.real->path(), features(run, prepared(run, run.real, view.patch), *encoder, "real images", c.cache));
+    real = side_at(run.real->path(), seen(run.real, "real images", c.cache));
   } else {
     const StatisticsFile file = load_statistics(c.reference);
     check_provenance(c.reference, file.provenance, encoder->identity(), /*force=*/false);
     real.total = file.statistics;
   }
-  const FeatureSet own = features(run, prepared(run, run.samples, view.patch), *encoder, "samples", own_cache);
+  const FeatureSet own = seen(run.samples, "samples", own_cache);
   const CompareSide samples = side_at(run.samples->path(), own);
   if (run.baseline) {
-    const FeatureSet other = features(run, prepared(run, run.baseline, view.patch), *encoder, "baseline",
-                                      fs::path(c.paired_with) / "features");
+    const FeatureSet other = seen(run.baseline, "baseline", fs::path(c.paired_with) / "features");
     check_pairs(run, own.places, other.places);
     baseline = side_at(run.baseline->path(), other);
   }
@@ -142,7 +149,7 @@ struct Cosines {
 Cosines cosines_of(ProtocolRun& run, const TextImageEncoder& clip, const std::shared_ptr<const ImageSource>& images,
                    const std::string& label, const fs::path& cache) {
   const std::string_view prefix = find_clip_score(run.protocol.clip_definition).prefix;
-  const FeatureSet set = features(run, prepared(run, images, false), ImageTower(clip), label, cache);
+  const FeatureSet set = features(run, prepared(run, images), ImageTower(clip), label, cache);
   const Tensor x = set.features.to(at::kDouble), texts = text_embeddings(clip, run.prompts, set.places, prefix);
   return {(x * texts).sum(1), (x * texts.roll(-1, 0)).sum(1), set.places};
 }
@@ -188,6 +195,8 @@ ProtocolMetrics wanted_metrics(const ProtocolRun& run, const ViewKind& view) {
     if (metric.view != view.view) continue;
     const bool named = std::find(c.metrics.begin(), c.metrics.end(), metric.name) != c.metrics.end();
     if (named && !given) fail<ConfigError>("metrics: {} needs encoders.{}", metric.name, view.encoder);
+    if (named && !run.real && !metric.only_moments)
+      fail<ConfigError>("metrics: {} needs 'images'; the statistics of 'reference' hold no features", metric.name);
     const bool by_default =
         c.metrics.empty() && given && fits && (!view.patch || run.protocol.patch) && (run.real || metric.only_moments);
     if (named || by_default) wanted.push_back(&metric);

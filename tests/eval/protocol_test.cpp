@@ -267,10 +267,16 @@ TEST_F(Coco, WhatIsMissingIsNamed) {
   EXPECT_THAT(message_of([] { run("x", "metrics: [cmmd]\n"); }), HasSubstr("cmmd needs encoders.cmmd"));
   EXPECT_THAT(message_of([] { config::parse<ProtocolConfig>(text("x", "custom: {side: 64}\n")); }),
               HasSubstr("custom"));
+  EXPECT_THAT(message_of([] { run("small", "metrics: [patch_fid]\n"); }),
+              AllOf(HasSubstr("real images, crops"), HasSubstr("no crop of 299 fits into it")));
   // Before anything is drawn.
   auto c = config::parse<ProtocolConfig>(text("early", "metrics: [fid]\n"));
   c.encoders.inception = (root() / "clip-of-nobody").string();
   EXPECT_THAT(message_of([&] { run_protocol(c, *dist::World::single()); }), HasSubstr("clip-of-nobody: no such folder"));
+  EXPECT_FALSE(fs::exists(root() / "early/samples"));
+  c.encoders.inception = (kGolden / "fid_inception_slim16").string();
+  c.images.clear(), c.reference = "statistics.h5", c.metrics = {"kid"};
+  EXPECT_THAT(message_of([&] { run_protocol(c, *dist::World::single()); }), HasSubstr("kid needs 'images'"));
   EXPECT_FALSE(fs::exists(root() / "early/samples"));
   EXPECT_THAT(message_of([] { config::parse<ProtocolConfig>(text("x", "samples: there\n")); }),
               HasSubstr("either 'run' or 'samples'"));
