@@ -173,7 +173,7 @@ GenerationResult generate_images(const GenerationPlan& plan, pipelines::Pipeline
     draw(plan, batch, record, pipeline);
     progress->update(static_cast<int64_t>(i + batch.ids.size()));
   }
-  if (progress) progress->finish();
+  if (progress && !signals::stop_requested()) progress->finish();
   // All stop together: none is left waiting in a collective.
   Tensor stopped = at::scalar_tensor(signals::stop_requested() ? 1 : 0, at::kLong).view({1}).to(world.device());
   world.all_reduce_max(stopped);
