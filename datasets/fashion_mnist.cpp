@@ -120,6 +120,7 @@ class FashionMnistImpl final : public FashionMnist {
     sample.id = id_base_ + static_cast<int64_t>(place(index));
     sample.image = padded(place(index));
     sample.label = label(index);
+    sample.micro = whole_image(config_.image_size, config_.image_size);
     sample.attributes = attributes(index);
     const int64_t form = choose_caption(caption_template_count(), seed, epoch, sample.id);
     sample.caption = write_caption(form, sample.label, sample.attributes);

@@ -13,7 +13,12 @@ namespace fewstep {
 namespace {
 
 namespace fs = std::filesystem;
-using Captions = std::map<std::string, std::vector<std::string>>;  // by file name, as written
+struct FolderRow {
+  std::vector<std::string> captions;
+  double aesthetic = ImageEntry().aesthetic;
+  int64_t label = -1;
+};
+using FolderRows = std::map<std::string, FolderRow>;  // by file name, as written
 constexpr std::string_view kSplitNames[] = {"train", "heldout", "test"};
 
 // Sorted paths relative to `folder`: the order of a directory is not the same on every machine.
@@ -40,10 +45,26 @@ std::vector<std::string> captions_of(const Json& value, const std::string& place
   return captions;
 }
 
-Captions read_metadata(const fs::path& folder) {
+FolderRow row_of_metadata(const Json& row, const std::string& place) {
+  const char* key = row.contains("text") ? "text" : "caption";
+  if (!row.contains(key)) fail<DataError>("{}: neither \"text\" nor \"caption\"", place);
+  FolderRow out{.captions = captions_of(row[key], place)};
+  if (row.contains("aesthetic")) {
+    if (!row["aesthetic"].is_number()) fail<DataError>("{}: \"aesthetic\" is {}, not a number", place, row["aesthetic"].dump());
+    out.aesthetic = row["aesthetic"].get<double>();
+  }
+  if (row.contains("label")) {
+    if (!row["label"].is_number_integer() || row["label"].get<int64_t>() < 0)
+      fail<DataError>("{}: \"label\" is {}, not a class from 0 on", place, row["label"].dump());
+    out.label = row["label"].get<int64_t>();
+  }
+  return out;
+}
+
+FolderRows read_metadata(const fs::path& folder) {
   const fs::path path = folder / "metadata.jsonl";
-  Captions captions;
-  if (!fs::exists(path)) return captions;
+  FolderRows rows;
+  if (!fs::exists(path)) return rows;
   const std::vector<std::string> lines = split(read_text(path), '\n');
   for (size_t n = 0; n < lines.size(); ++n) {
     if (trim(lines[n]).empty()) continue;
@@ -51,14 +72,31 @@ Captions read_metadata(const fs::path& folder) {
     const Json row = Json::parse(lines[n], nullptr, false);
     if (!row.is_object()) fail<DataError>("{}: not a JSON object", place);
     if (!row.contains("file_name") || !row["file_name"].is_string()) fail<DataError>("{}: no \"file_name\"", place);
-    const char* key = row.contains("text") ? "text" : "caption";
-    if (!row.contains(key)) fail<DataError>("{}: neither \"text\" nor \"caption\"", place);
+    FolderRow read = row_of_metadata(row, place);
     const std::string name = fs::path(row["file_name"].get<std::string>()).lexically_normal().string();
     if (!fs::exists(folder / name)) fail<DataError>("{}: there is no file {}", place, (folder / name).string());
-    if (!captions.emplace(name, captions_of(row[key], place)).second)
-      fail<DataError>("{}: {} is given twice", place, name);
+    if (!rows.emplace(name, std::move(read)).second) fail<DataError>("{}: {} is given twice", place, name);
   }
-  return captions;
+  return rows;
+}
+
+// Names of the folders in `root`, sorted: class k is the k-th.
+std::vector<std::string> list_class_folders(const fs::path& root) {
+  std::vector<std::string> names;
+  for (const auto& item : fs::directory_iterator(root))
+    if (item.is_directory()) names.push_back(item.path().filename().string());
+  std::sort(names.begin(), names.end());
+  if (names.empty()) fail<DataError>("{}: no folders in it, but data.class_folders asks for one a class", root.string());
+  return names;
+}
+
+int64_t class_of_path(const fs::path& file, const std::vector<std::string>& classes, const fs::path& root) {
+  const std::string name = file.begin()->string();
+  const auto found = std::lower_bound(classes.begin(), classes.end(), name);
+  if (found == classes.end() || *found != name || !file.has_parent_path())
+    fail<DataError>("{}: not in the folder of a class (there are {}; data.class_folders)", (root / file).string(),
+                    classes.size());
+  return found - classes.begin();
 }
 
 std::vector<std::string> read_caption_file(const fs::path& path) {
@@ -74,6 +112,8 @@ void ImageFolderConfig::describe(config::Visitor& v) {
   v.field("folder", folder, "folder of images with captions in NAME.txt or metadata.jsonl");
   v.require("folder");
   v.field("require_captions", require_captions, "an image without caption is an error; false: its caption is empty");
+  v.field("class_folders", class_folders,
+          "the first folder in an image's path is its class; classes are numbered in sorted order (of the train split)");
   describe_image_list(v, images);
 }
 
@@ -84,22 +124,27 @@ std::unique_ptr<Dataset> ImageFolderConfig::build(Split split) const {
   if (split_folders && !has_folder(name)) fail<DataError>("{} has split folders, but no '{}'", folder, name);
   const fs::path root = split_folders ? fs::path(folder) / name : fs::path(folder);
 
-  const Captions metadata = read_metadata(root);
+  const FolderRows metadata = read_metadata(root);
+  std::vector<std::string> classes;
+  if (class_folders) classes = list_class_folders(has_folder(kSplitNames[0]) ? fs::path(folder) / kSplitNames[0] : root);
   std::vector<ImageEntry> entries;
   for (const fs::path& file : list_images(root)) {
     ImageEntry entry{static_cast<int64_t>(entries.size()), root / file, file.string(), {}};
     if (const auto found = metadata.find(entry.name); found != metadata.end()) {
-      entry.captions = found->second;
+      entry.captions = found->second.captions;
+      entry.aesthetic = found->second.aesthetic;
+      entry.label = found->second.label;
     } else if (const fs::path text = fs::path(entry.path).replace_extension(".txt"); fs::exists(text)) {
       entry.captions = read_caption_file(text);
     }
+    if (class_folders) entry.label = class_of_path(file, classes, root);
     if (entry.captions.empty() && require_captions)
       fail<DataError>("{}: no caption: write {} or a line of metadata.jsonl, or set data.require_captions: false",
                       entry.path.string(), fs::path(entry.path).replace_extension(".txt").filename().string());
     entries.push_back(std::move(entry));
   }
   if (!split_folders) entries = entries_of_split(std::move(entries), split, images);
-  return make_image_list(std::move(entries), images, fmt::format("image folder {} {}", folder, name));
+  return make_image_list(std::move(entries), images, fmt::format("image folder {} {}", folder, name), std::move(classes));
 }
 
 }  // namespace fewstep

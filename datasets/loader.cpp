@@ -11,6 +11,7 @@
 #include <optional>
 #include <thread>
 
+#include "datasets/permutation.h"
 #include "src/base/error.h"
 #include "src/base/philox.h"
 #include "src/tensor/ops.h"
@@ -19,6 +20,19 @@
 namespace fewstep {
 
 // --- the stream ---
+
+std::shared_ptr<const std::vector<int64_t>> permutation(int64_t size, uint64_t seed, int64_t epoch, int64_t id,
+                                                        bool shuffle) {
+  auto order = std::make_shared<std::vector<int64_t>>(static_cast<size_t>(size));
+  std::iota(order->begin(), order->end(), int64_t{0});
+  const uint64_t key = stream_key(seed, Stream::data, epoch, id);
+  for (size_t i = shuffle ? order->size() : 0; i > 1; --i) {
+    // 64 x 64 -> high 64 bits: uniform on [0, i) up to i / 2^64.
+    const auto draw = static_cast<unsigned __int128>(philox_u64(key, i, 0)) * i;
+    std::swap((*order)[i - 1], (*order)[static_cast<size_t>(draw >> 64)]);
+  }
+  return order;
+}
 
 struct StreamSampler::Cache {
   struct Epoch {
@@ -29,36 +43,19 @@ struct StreamSampler::Cache {
   Epoch last[2];  // by epoch % 2: workers at an epoch's end need this one and the next
 };
 
-namespace {
-
-// Fisher and Yates, each swap drawn by its own counter.
-std::shared_ptr<const std::vector<int64_t>> permutation(int64_t size, uint64_t seed, int64_t epoch) {
-  auto order = std::make_shared<std::vector<int64_t>>(static_cast<size_t>(size));
-  std::iota(order->begin(), order->end(), int64_t{0});
-  const uint64_t key = stream_key(seed, Stream::data, epoch);
-  for (size_t i = order->size(); i > 1; --i) {
-    // 64 x 64 -> high 64 bits: uniform on [0, i) up to i / 2^64.
-    const auto draw = static_cast<unsigned __int128>(philox_u64(key, i, 0)) * i;
-    std::swap((*order)[i - 1], (*order)[static_cast<size_t>(draw >> 64)]);
-  }
-  return order;
-}
-
-}  // namespace
-
 StreamSampler::StreamSampler(int64_t dataset_size, uint64_t seed, bool shuffle)
     : size_(dataset_size), seed_(seed), shuffle_(shuffle), cache_(std::make_shared<Cache>()) {
   FEW_CHECK(dataset_size > 0, "a stream over {} samples", dataset_size);
 }
 
-StreamSampler::Place StreamSampler::at(int64_t position) const {
+SamplePlace StreamSampler::at(int64_t position) const {
   FEW_CHECK(position >= 0, "stream position {}", position);
   const int64_t epoch = position / size_, offset = position % size_;
-  if (!shuffle_) return {offset, epoch};
+  if (!shuffle_) return {offset, epoch, 0};
   std::lock_guard lock(cache_->mutex);
   Cache::Epoch& slot = cache_->last[epoch % 2];
   if (slot.epoch != epoch) slot = {epoch, permutation(size_, seed_, epoch)};
-  return {(*slot.permutation)[static_cast<size_t>(offset)], epoch};
+  return {(*slot.permutation)[static_cast<size_t>(offset)], epoch, 0};
 }
 
 // --- the loader ---
@@ -67,13 +64,15 @@ struct Loader::Impl {
   Impl(const Dataset& data, const LoaderOptions& o)
       : dataset(data),
         options(o),
-        sampler(data.size(), o.seed, o.shuffle),
+        stream(data.size(), o.seed, o.shuffle),
         consumed(o.first_step),
         issued(o.first_step) {
     FEW_CHECK(o.world_size > 0 && o.rank >= 0 && o.rank < o.world_size, "rank {} of {}", o.rank, o.world_size);
     FEW_CHECK(o.batch_size > 0 && o.batch_size % o.world_size == 0, "a batch of {} on {} ranks", o.batch_size,
               o.world_size);
     FEW_CHECK(o.workers >= 0 && o.first_step >= 0, "{} workers from step {}", o.workers, o.first_step);
+    if (data.buckets().size() > 1)
+      buckets.emplace(group_by_bucket(data, o.batch_size), o.batch_size, o.seed, o.shuffle);
     slots.resize(static_cast<size_t>(std::max<int64_t>(1, o.prefetch)));
     if (o.workers > 0) start();
   }
@@ -103,12 +102,15 @@ struct Loader::Impl {
 
   Batch make(int64_t step) const {
     std::vector<Sample> samples;
+    std::vector<int64_t> epochs;
     samples.reserve(static_cast<size_t>(options.batch_size / options.world_size));
     for (int64_t i = options.rank; i < options.batch_size; i += options.world_size) {
-      const StreamSampler::Place place = sampler.at(step * options.batch_size + i);
-      samples.push_back(dataset.get(place.index, options.seed, place.epoch));
+      const SamplePlace place = buckets ? buckets->at(step, i) : stream.at(step * options.batch_size + i);
+      samples.push_back(buckets ? dataset.get_in(place.index, place.bucket, options.seed, place.epoch)
+                                : dataset.get(place.index, options.seed, place.epoch));
+      epochs.push_back(place.epoch);
     }
-    return collate(samples);
+    return collate(samples, epochs);
   }
 
   // Takes the next step while it is within the prefetch window; results wait in the ring until their turn.
@@ -158,7 +160,8 @@ struct Loader::Impl {
   };
   const Dataset& dataset;
   const LoaderOptions options;
-  const StreamSampler sampler;
+  const StreamSampler stream;
+  std::optional<BucketSampler> buckets;  // instead of `stream` where there are several
   std::mutex mutex;
   std::condition_variable can_work, can_take;
   std::vector<Slot> slots;   // ring: step s waits in slot s % size
@@ -182,14 +185,38 @@ Batch Loader::next() {
   return batch;
 }
 double Loader::wait_seconds() const { return impl_->waited; }
+int64_t Loader::epoch_of(int64_t step) const {
+  if (impl_->buckets) return impl_->buckets->epoch_of(step);
+  return step * impl_->options.batch_size / impl_->dataset.size();
+}
 
 Batch load_range(const Dataset& dataset, int64_t begin, int64_t end, uint64_t seed) {
   if (begin < 0 || begin >= end || end > dataset.size())
     fail<DataError>("samples [{}, {}) of a data set of {}: {}", begin, end, dataset.size(), dataset.description());
+  std::vector<int64_t> indices(static_cast<size_t>(end - begin));
+  std::iota(indices.begin(), indices.end(), begin);
+  return load_indices(dataset, indices, seed);
+}
+
+Batch load_indices(const Dataset& dataset, std::span<const int64_t> indices, uint64_t seed) {
   std::vector<Sample> samples;
-  samples.reserve(static_cast<size_t>(end - begin));
-  for (int64_t i = begin; i < end; ++i) samples.push_back(dataset.get(i, seed, 0));
+  samples.reserve(indices.size());
+  for (int64_t i : indices) samples.push_back(dataset.get(i, seed, 0));
   return collate(samples);
+}
+
+std::vector<std::vector<int64_t>> validation_batches(const Dataset& dataset, int64_t count, int64_t micro, int64_t ranks) {
+  FEW_CHECK(micro > 0 && ranks > 0, "validation in parts of {} on {} ranks", micro, ranks);
+  std::vector<std::vector<int64_t>> members(std::max<size_t>(1, dataset.buckets().size()));
+  for (int64_t i = 0; i < std::min(count, dataset.size()); ++i)
+    members.at(static_cast<size_t>(dataset.bucket_of(i))).push_back(i);
+  std::vector<std::vector<int64_t>> batches;
+  for (const std::vector<int64_t>& bucket : members) {
+    const int64_t whole = static_cast<int64_t>(bucket.size()) / ranks * ranks;
+    for (int64_t first = 0; first < whole; first += micro * ranks)
+      batches.emplace_back(bucket.begin() + first, bucket.begin() + std::min(whole, first + micro * ranks));
+  }
+  return batches;
 }
 
 }  // namespace fewstep

@@ -28,24 +28,38 @@ namespace {
 
 class ClassAccuracy : public Metric {
  public:
-  explicit ClassAccuracy(EncoderIdentity encoder) : encoder_(std::move(encoder)) {}
+  // `class_names`: empty for one number over all classes.
+  explicit ClassAccuracy(EncoderIdentity encoder, std::vector<std::string> class_names = {})
+      : encoder_(std::move(encoder)), class_names_(std::move(class_names)) {}
   void add(const EvalBatch& batch) override {
     if (!batch.logits.defined())
       fail<ConfigError>(
           "metric class_accuracy: the judge has no class head; use a classifier_encoder or leave the metric out");
     if (!batch.labels.defined()) return;
-    const Tensor known = at::ge(batch.labels, 0);
-    n_ += known.sum().item<int64_t>();
-    correct_ += at::logical_and(known, batch.logits.argmax(1).eq(batch.labels)).sum().item<int64_t>();
+    const Tensor correct = batch.logits.argmax(1).eq(batch.labels);
+    for (int64_t i = 0; i < batch.labels.size(0); ++i)
+      if (const int64_t label = batch.labels[i].item<int64_t>(); label >= 0) {
+        auto& [right, n] = counts_[label];
+        right += correct[i].item<bool>(), ++n;
+      }
   }
   std::map<std::string, Value> result() const override {
-    if (n_ == 0) return {};
-    return {{metric_name("class_accuracy", encoder_), share(correct_, n_)}};
+    std::map<std::string, Value> values;
+    int64_t right = 0, n = 0;
+    for (const auto& [label, counts] : counts_) {
+      right += counts.first, n += counts.second;
+      if (static_cast<size_t>(label) < class_names_.size())
+        values[metric_name("class_accuracy", encoder_, "class=" + class_names_[static_cast<size_t>(label)])] =
+            share(counts.first, counts.second);
+    }
+    if (class_names_.empty() && n > 0) values[metric_name("class_accuracy", encoder_)] = share(right, n);
+    return values;
   }
 
  private:
   EncoderIdentity encoder_;
-  int64_t correct_ = 0, n_ = 0;
+  std::vector<std::string> class_names_;
+  std::map<int64_t, std::pair<int64_t, int64_t>> counts_;  // label -> correct, all
 };
 
 // Needs no network: the measurement that wrote the training captions is repeated on the sample.
@@ -134,6 +148,11 @@ class ClipScore : public Metric {
 std::unique_ptr<Metric> make_class_accuracy(const MetricContext& c) {
   if (!c.judge) fail<ConfigError>("metric class_accuracy: set 'judge' to a classifier encoder's run or model folder");
   return std::make_unique<ClassAccuracy>(c.judge->identity());
+}
+std::unique_ptr<Metric> make_accuracy_by_class(const MetricContext& c) {
+  if (!c.judge) fail<ConfigError>("metric accuracy_by_class: set 'judge' to a classifier encoder's run or model folder");
+  if (c.class_names.empty()) fail<ConfigError>("metric accuracy_by_class: 'data' names no classes; leave the metric out");
+  return std::make_unique<ClassAccuracy>(c.judge->identity(), c.class_names);
 }
 std::unique_ptr<Metric> make_attribute_accuracy(const MetricContext& c) {
   if (!c.thresholds)

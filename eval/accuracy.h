@@ -8,6 +8,8 @@ namespace fewstep::eval {
 
 // Share of images whose most likely class (judge's head) is the caption's.
 std::unique_ptr<Metric> make_class_accuracy(const MetricContext& context);
+// The same for each class apart: class_accuracy[judge@...,class=dress].
+std::unique_ptr<Metric> make_accuracy_by_class(const MetricContext& context);
 // Attributes named by the caption against those measured from the pixels: per attribute, and all together.
 std::unique_ptr<Metric> make_attribute_accuracy(const MetricContext& context);
 // Mean of max(100 cos(image, caption), 0). Floor: the same images with the captions shuffled.

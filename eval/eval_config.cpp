@@ -2,9 +2,12 @@
 
 #include <algorithm>
 
+#include "eval/heldout_loss.h"
 #include "eval/metrics.h"
 #include "eval/token_metrics.h"
+#include "src/base/error.h"
 #include "src/base/table.h"
+#include "src/config/config.h"
 #include "src/tensor/ops.h"
 
 namespace fewstep::eval {
@@ -24,15 +27,18 @@ bool has(const std::vector<std::string>& list, std::string_view name) {
 void describe_measurement(config::Visitor& v, EvalConfig& c) {
   v.field(
       "sets", c.sets,
-      "what is measured: real, reconstructions, samples, compositional, gaussian, independent_tokens, half_resolution");
+      "what is measured: real, reconstructions, samples, compositional, gaussian, independent_tokens, half_resolution; "
+      "model: what is measured without images (heldout_loss)");
   check_names(v, "sets", c.sets, names_of(image_set_kinds()));
   v.require("metrics");
   v.field(
       "metrics", c.metrics,
-      "what is measured on each: fd, kd, prdc, class_accuracy, attribute_accuracy, clip_score; and on the tokens of "
+      "what is measured on each: fd, kd, prdc, class_accuracy, accuracy_by_class, attribute_accuracy, clip_score, "
+      "band_power, cut_rate, nearest_training, heldout_loss; on reconstructions: psnr, ssim, perceptual, rfd; and on the tokens of "
       "samples: token_nll, draft_stability, noise_snr");
   std::vector<std::string> known = names_of(metric_kinds());
   for (const TokenMetricKind& kind : token_metric_kinds()) known.emplace_back(kind.name);
+  known.emplace_back(kHeldoutLoss);
   check_names(v, "metrics", c.metrics, known);
 }
 
@@ -44,6 +50,11 @@ void check_rules(config::Visitor& v, const EvalConfig& c) {
   v.check(!c.qualify || !c.judge.empty(), "qualify", "needs 'judge'");
   const bool tokens = std::any_of(c.metrics.begin(), c.metrics.end(), is_token_metric);
   const bool drawn = has(c.sets, "samples") && !c.model.empty();
+  v.check(c.variants.empty() || !c.model.empty(), "variants", "needs 'model'");
+  v.check(!std::any_of(c.metrics.begin(), c.metrics.end(), is_model_metric) ||
+              (!c.model.empty() && (drawn || has(c.sets, "model"))),
+          "metrics", "heldout_loss needs 'model', and 'samples' or 'model' among 'sets'");
+  v.check(!has(c.sets, "model") || !c.model.empty(), "sets", "'model' needs the key 'model'");
   v.check(!tokens || drawn, "metrics", "token metrics need 'model' and 'samples' among 'sets'");
   v.check(c.paired_with.empty() || drawn, "paired_with", "needs 'model' and 'samples' among 'sets'");
   const auto decoder = c.generate.decoder.kind;
@@ -63,8 +74,15 @@ std::span<const ImageSetKind> image_set_kinds() {
       {"gaussian", "class-conditional pixel Gaussian", true},
       {"independent_tokens", "independent tokens", true},
       {"half_resolution", "real, half resolution and back", true},
+      {"model", "model", false},
   };
   return table;
+}
+
+void describe(config::Visitor& v, EvalVariant& c) {
+  v.require("label");
+  v.field("label", c.label, "name of the row");
+  v.field("generate", c.generate, "keys of `generate` that differ in this row");
 }
 
 void describe(config::Visitor& v, LatencyConfig& c) {
@@ -84,14 +102,23 @@ void describe(config::Visitor& v, EvalConfig& c) {
   v.field("model", c.model, "run or model folder that makes the samples");
   v.field("images", c.images, "or a folder of finished images with metadata.jsonl, as `fewstep sample` leaves it");
   v.field("tokenizer", c.tokenizer,
-          "run or model folder with the VQ model of the reconstructions; empty: the model's own");
+          "run or model folder with the VQ model or AutoencoderKL of the reconstructions; empty: the model's own");
   v.require("data");
   v.field("data", c.data, "real images: the test split is the reference, and the source of captions", dataset_kinds());
   v.field("judge", c.judge,
           "run or model folder of the encoder that distances, recall and class accuracy are measured with");
   v.field("judge_name", c.judge_name, "its name in metric names");
+  v.field("second_judge", c.second_judge,
+          "another encoder: distances, precision and recall are measured in its features as well");
+  v.field("second_judge_name", c.second_judge_name, "its name in metric names");
   v.field("clip", c.clip, "run or model folder of the contrastive model of CLIPScore");
   v.field("clip_name", c.clip_name, "its name in metric names");
+  v.field("perceptual", c.perceptual,
+          "folder of VGG16 (LPIPS; its linear layers in lpips/), or run or model folder of an encoder, for the perceptual distance "
+          "of reconstructions; empty: the judge");
+  v.field("perceptual_name", c.perceptual_name, "its name in metric names");
+  static constexpr config::Choice kSplits[] = {{"train", 0}, {"heldout", 1}, {"test", 2}};
+  v.field("split", c.split, "split of `data` that is compared with; heldout where a setting is chosen", kSplits);
   v.field("num_samples", c.num_samples, "N of every set that is compared", config::Range{2.0});
   v.field("reference_samples", c.reference_samples, "real images distances are taken to; never among the sets",
           config::Range{2.0});
@@ -99,6 +126,7 @@ void describe(config::Visitor& v, EvalConfig& c) {
   describe_measurement(v, c);
   v.field("prompts_file", c.prompts_file, "text file, one prompt a line; empty: captions of the test split");
   v.field("generate", c.generate, "guidance, temperature, ...: as on the command line of `fewstep sample`");
+  v.field("variants", c.variants, "samples once more with other options, a row each");
   v.field("latency", c.latency, "latency of the pipeline");
   v.field("qualify", c.qualify, "test first whether the judge is fit for Frechet distance");
   v.field("qualified_by", c.qualified_by, "results.json of a run that qualified the same weights");
@@ -113,6 +141,18 @@ void describe(config::Visitor& v, EvalConfig& c) {
           config::kNonNegative);
   v.field("training_runs", c.training_runs, "run folders whose loss curves the report shows");
   check_rules(v, c);
+}
+
+pipelines::GenerateOptions variant_options(const EvalConfig& config, const EvalVariant& variant) {
+  pipelines::GenerateOptions options = config.generate;
+  std::vector<std::string> lines;
+  for (const auto& [key, value] : variant.generate) lines.push_back(key + "=" + value);
+  try {
+    config::read_overrides(lines, config::describe_root<pipelines::GenerateOptions>(), &options);
+  } catch (const ConfigError& e) {
+    fail<ConfigError>("variant '{}': {}", variant.label, e.what());
+  }
+  return options;
 }
 
 }  // namespace fewstep::eval

@@ -18,6 +18,13 @@ struct LatencyConfig {
 };
 void describe(config::Visitor& v, LatencyConfig& c);
 
+// Samples of the same model once more with other options, in a row of their own: a guidance sweep, a dose-response.
+struct EvalVariant {
+  std::string label;
+  config::Overrides generate;  // keys of `generate` over the evaluation's own
+};
+void describe(config::Visitor& v, EvalVariant& c);
+
 struct EvalConfig {
   std::string name;
   std::string out;  // empty: runs/<name>
@@ -29,12 +36,16 @@ struct EvalConfig {
   std::string tokenizer;  // run or model folder with a VQModel; empty: the model's own
   std::unique_ptr<DatasetConfig> data;
   std::string judge, judge_name = "judge";
+  std::string second_judge, second_judge_name = "tower";
   std::string clip, clip_name = "clip";
+  std::string perceptual, perceptual_name = "perceptual";  // empty: the judge
+  Split split = Split::test;  // of `data`: what is compared with; heldout where a setting is chosen
   int64_t num_samples = 2000, reference_samples = 5000, compositional_samples = 500;
   std::vector<std::string> sets = {"real", "samples"};
   std::vector<std::string> metrics;  // metrics.h of images, token_metrics.h of tokens
   std::string prompts_file;          // empty: captions of the test split
   pipelines::GenerateOptions generate;
+  std::vector<EvalVariant> variants;
   LatencyConfig latency;
   bool qualify = false;
   std::string qualified_by;  // results.json of a run that qualified the same weights
@@ -51,5 +62,7 @@ struct ImageSetKind {
   bool distribution;  // follows the caption distribution of the test split: may be compared with it
 };
 std::span<const ImageSetKind> image_set_kinds();
+// `generate` with the variant's keys. ConfigError naming the variant and the key.
+pipelines::GenerateOptions variant_options(const EvalConfig& config, const EvalVariant& variant);
 
 }  // namespace fewstep::eval

@@ -13,6 +13,7 @@
 #include "src/base/signals.h"
 #include "src/base/table.h"
 #include "src/io/image.h"
+#include "src/models/autoencoder_kl.h"
 #include "src/models/model.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
@@ -78,16 +79,26 @@ Tensor labels_of(const std::vector<std::string>& captions) {
 }
 
 ImageSets::ImageSets(const EvalConfig& config, const Dataset& test, at::Device device)
-    : config_(config), test_(test), device_(device) {
-  const int64_t R = config.reference_samples, N = config.num_samples;
-  if (R + N > test.size())
-    fail<ConfigError>(
-        "reference_samples {} + num_samples {} exceed the {} images of the test split ({}); lower one of them", R, N,
-        test.size(), test.description());
-  const auto seed = static_cast<uint64_t>(config.seed);
-  const std::vector<int64_t> order = permutation(test.size(), seed);
-  reference_ = load_images(test, slice_of(order, 0, R), seed);
-  real_ = load_images(test, slice_of(order, R, R + N), seed);
+    : config_(config), test_(test), device_(device) {}
+
+const ImageSet& ImageSets::reference() {
+  if (!reference_.images.defined()) {
+    const int64_t R = config_.reference_samples, N = config_.num_samples;
+    if (R + N > test_.size())
+      fail<ConfigError>(
+          "reference_samples {} + num_samples {} exceed the {} images of the split ({}); lower one of them", R, N,
+          test_.size(), test_.description());
+    const auto seed = static_cast<uint64_t>(config_.seed);
+    const std::vector<int64_t> order = permutation(test_.size(), seed);
+    reference_ = load_images(test_, slice_of(order, 0, R), seed);
+    real_ = load_images(test_, slice_of(order, R, R + N), seed);
+  }
+  return reference_;
+}
+
+const ImageSet& ImageSets::real() {
+  reference();
+  return real_;
 }
 
 const ImageSet& ImageSets::get(const std::string& name) {
@@ -100,12 +111,15 @@ const ImageSet& ImageSets::get(const std::string& name) {
 
 ImageSet ImageSets::make(const std::string& name) {
   const auto seed = static_cast<uint64_t>(config_.seed);
-  if (name == "real") return like_real(real_.images);
-  if (name == "half_resolution") return like_real(down_up(real_.images, 2));
-  if (name == "reconstructions") return like_real(reconstruct(real_.images));
+  if (name == "real") return like_real(real().images);
+  if (name == "half_resolution" || name == "reconstructions") {
+    ImageSet set = like_real(name == "reconstructions" ? reconstruct(real().images) : down_up(real().images, 2));
+    set.originals = real().images;
+    return set;
+  }
   if (name == "gaussian") {
     const ImageSet& train = training_images();
-    return like_real(ClassGaussian(train.images, train.labels).sample(real_.labels, seed));
+    return like_real(ClassGaussian(train.images, train.labels).sample(real().labels, seed));
   }
   if (name == "independent_tokens") {
     const Tensor tokens = train_tokens();  // [n, h, w]
@@ -120,17 +134,20 @@ ImageSet ImageSets::make(const std::string& name) {
     std::vector<std::string> prompts;
     for (int64_t i = 0; i < config_.compositional_samples; ++i)
       prompts.push_back(known[static_cast<size_t>(i) % known.size()]);
-    return generate(prompts, labels_of(prompts), config_.num_samples, name);
+    return generate(prompts, labels_of(prompts), config_.num_samples, name, config_.generate);
   }
   FEW_CHECK(name == "samples", "image set '{}' is in the table but nobody makes it", name);
-  if (!config_.images.empty()) return from_folder();
-  if (config_.prompts_file.empty()) return generate(real_.captions, real_.labels, 0, name);
+  return config_.images.empty() ? samples(config_.generate) : from_folder();
+}
+
+ImageSet ImageSets::samples(const pipelines::GenerateOptions& options) {
+  if (config_.prompts_file.empty()) return generate(real().captions, real().labels, 0, "samples", options);
   std::vector<std::string> lines, prompts;
   for (const std::string& line : split(read_text(config_.prompts_file), '\n'))
     if (!trim(line).empty()) lines.emplace_back(trim(line));
   if (lines.empty()) fail<DataError>("{}: no prompts in it (one a line is expected)", config_.prompts_file);
   for (int64_t i = 0; i < config_.num_samples; ++i) prompts.push_back(lines[static_cast<size_t>(i) % lines.size()]);
-  return generate(prompts, labels_of(prompts), 0, name);
+  return generate(prompts, labels_of(prompts), 0, "samples", options);
 }
 
 pipelines::Pipeline& ImageSets::pipeline() {
@@ -140,16 +157,16 @@ pipelines::Pipeline& ImageSets::pipeline() {
 }
 
 ImageSet ImageSets::generate(const std::vector<std::string>& prompts, Tensor labels, int64_t first_index,
-                             const std::string& label) {
+                             const std::string& label, const pipelines::GenerateOptions& options) {
   ImageSet set{.label = {}, .images = {}, .captions = prompts, .labels = std::move(labels)};
   const auto total = static_cast<int64_t>(prompts.size());
   std::vector<Tensor> images, tokens;
   Progress progress(label, total);
-  for (int64_t i = 0; i < total; i += config_.generate.batch_size) {
+  for (int64_t i = 0; i < total; i += options.batch_size) {
     if (signals::stop_requested()) throw Interrupted("evaluation stopped while sampling; nothing was written");
-    const int64_t end = std::min(i + config_.generate.batch_size, total);
+    const int64_t end = std::min(i + options.batch_size, total);
     set.runs.push_back(pipeline().generate(slice_of(prompts, i, end), static_cast<uint64_t>(config_.seed),
-                                           first_index + i, config_.generate));
+                                           first_index + i, options));
     const pipelines::Generated& made = set.runs.back();
     images.push_back(made.images);
     if (made.tokens.defined()) tokens.push_back(made.tokens);
@@ -173,17 +190,17 @@ ImageSet ImageSets::generate(const std::vector<std::string>& prompts, Tensor lab
 Tensor ImageSets::sample_prompts(const std::vector<std::string>& prompts, int64_t count) {
   std::vector<std::string> all;
   for (const std::string& prompt : prompts) all.insert(all.end(), static_cast<size_t>(count), prompt);
-  return generate(all, {}, kExtraIndex, "pictures").images;
+  return generate(all, {}, kExtraIndex, "pictures", config_.generate).images;
 }
 
 // Order and captions from metadata.jsonl, never from the file system's order.
-ImageSet ImageSets::from_folder() const {
+ImageSet ImageSets::from_folder() {
   const fs::path folder = config_.images;
   std::ifstream file(folder / "metadata.jsonl");
   if (!file) fail<DataError>("{}: no metadata.jsonl with the images' file_name and text", folder.string());
   ImageSet set;
   std::vector<Tensor> images;
-  const auto channels = real_.images.size(1) == 1 ? io::Channels::grey : io::Channels::rgb;
+  const auto channels = real().images.size(1) == 1 ? io::Channels::grey : io::Channels::rgb;
   for (std::string line; std::getline(file, line);) {
     if (trim(line).empty()) continue;
     const Json entry = Json::parse(line, nullptr, false);
@@ -205,23 +222,34 @@ ImageSet ImageSets::from_folder() const {
   return set;
 }
 
-ImageSet ImageSets::like_real(Tensor images) const {
-  return {.label = {}, .images = std::move(images), .captions = real_.captions, .labels = real_.labels};
+ImageSet ImageSets::like_real(Tensor images) {
+  return {.label = {}, .images = std::move(images), .captions = real().captions, .labels = real().labels};
 }
 
-const models::VQModel& ImageSets::tokenizer() {
+const nn::Module& ImageSets::first_stage() {
   if (!tokenizer_) {
     const std::string& folder = config_.tokenizer.empty() ? config_.model : config_.tokenizer;
     if (folder.empty())
-      fail<ConfigError>("reconstructions and tokens need 'tokenizer' or 'model': a folder with a VQ model");
-    tokenizer_ = models::load_model(find_component(folder, {"VQModel"}));
+      fail<ConfigError>("reconstructions and tokens need 'tokenizer' or 'model': a folder with a VQ model or an AutoencoderKL");
+    tokenizer_ = models::load_model(find_component(folder, {"VQModel", "AutoencoderKL"}));
     tokenizer_->to(device_);
     tokenizer_->train(false);
   }
-  return dynamic_cast<const models::VQModel&>(*tokenizer_);
+  return *tokenizer_;
 }
 
+const models::VQModel& ImageSets::tokenizer() {
+  const auto* vq = dynamic_cast<const models::VQModel*>(&first_stage());
+  if (vq == nullptr) fail<ConfigError>("{} has no tokens: an AutoencoderKL is no VQ model", config_.tokenizer.empty() ? config_.model : config_.tokenizer);
+  return *vq;
+}
+
+// Of an AutoencoderKL by the posterior's mode.
 Tensor ImageSets::reconstruct(const Tensor& images) {
+  if (const auto* kl = dynamic_cast<const models::AutoencoderKL*>(&first_stage()))
+    return in_batches(images, [&](const Tensor& x) {
+      return io::to_bytes(kl->decode(kl->encode(io::to_float(x).to(device_)).mean).to(at::kCPU));
+    });
   const models::VQModel& vq = tokenizer();
   return in_batches(images, [&](const Tensor& x) {
     return io::to_bytes(vq.decode(vq.quantize(vq.encode(io::to_float(x).to(device_))).latents).to(at::kCPU));

@@ -16,6 +16,7 @@ struct ImageSet {
   Tensor images;                      // uint8 [N, C, H, W]
   std::vector<std::string> captions;  // N
   Tensor labels;                      // int64 [N], -1 unknown
+  Tensor originals = {};              // uint8 [N, C, H, W]: what each image is made from (reconstructions, half_resolution)
   // Of sets a model made, else empty and 0:
   double steps = 0, nfe = 0;                    // per image, the mean
   double step_compression = 0;                  // mean over images of tokens / steps
@@ -28,8 +29,10 @@ struct ImageSet {
 class ImageSets {
  public:
   ImageSets(const EvalConfig& config, const Dataset& test, at::Device device);
-  const ImageSet& reference() const { return reference_; }
+  const ImageSet& reference();                   // loaded at the first use, with the real set
   const ImageSet& get(const std::string& name);  // a name of image_set_kinds()
+  ImageSet samples(const pipelines::GenerateOptions& options);  // the set "samples" with other options; not kept
+  const ImageSet& training_images();             // up to 20,000 of the train split
   pipelines::Pipeline& pipeline();               // ConfigError without `model`
   // `count` samples of each prompt, prompt by prompt, from indices no set uses.
   Tensor sample_prompts(const std::vector<std::string>& prompts, int64_t count);
@@ -37,13 +40,14 @@ class ImageSets {
  private:
   ImageSet make(const std::string& name);
   ImageSet generate(const std::vector<std::string>& prompts, Tensor labels, int64_t first_index,
-                    const std::string& label);
-  ImageSet from_folder() const;
-  ImageSet like_real(Tensor images) const;  // with the captions and labels of the real set
+                    const std::string& label, const pipelines::GenerateOptions& options);
+  ImageSet from_folder();
+  const ImageSet& real();
+  ImageSet like_real(Tensor images);  // with the captions and labels of the real set
   Tensor reconstruct(const Tensor& images);
   Tensor train_tokens();
-  const ImageSet& training_images();
   const models::VQModel& tokenizer();
+  const nn::Module& first_stage();  // a VQModel or an AutoencoderKL
 
   const EvalConfig& config_;
   const Dataset& test_;

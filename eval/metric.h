@@ -30,6 +30,7 @@ struct EvalBatch {
   Tensor labels;    // int64 [B], -1 unknown
   Tensor features;  // float [B, D] of the judge encoder; undefined when no metric needs it
   Tensor logits;    // float [B, K] of the judge's classes; undefined as above
+  Tensor originals = {};  // uint8 as images: what each is a reconstruction of; undefined for other sets
 };
 
 class Metric {

@@ -1,8 +1,12 @@
 #include "eval/metrics.h"
 
 #include "eval/accuracy.h"
+#include "eval/band_power.h"
+#include "eval/cut_rate.h"
 #include "eval/kernel_distance.h"
+#include "eval/nearest_training.h"
 #include "eval/prdc.h"
+#include "eval/reconstruction.h"
 #include "src/base/error.h"
 #include "src/tensor/ops.h"
 
@@ -98,8 +102,19 @@ std::span<const MetricKind> metric_kinds() {
       {"kd", "kernel distance (KID's estimator) in the judge's features", true, make<KernelMetric>},
       {"prdc", "precision, recall, density, coverage in the judge's features", true, make<PrdcMetric>},
       {"class_accuracy", "share of images the judge assigns to the caption's class", false, make_class_accuracy},
+      {"accuracy_by_class", "class_accuracy of each class apart", false, make_accuracy_by_class},
       {"attribute_accuracy", "share of named attributes that the pixels show", false, make_attribute_accuracy},
       {"clip_score", "mean of max(100 cos, 0) between image and caption in the small CLIP", false, make_clip_score},
+      {"band_power", "power by spatial frequency against real images'", false, make_band_power},
+      {"cut_rate", "share of images whose foreground reaches the border", false, make_cut_rate},
+      {"nearest_training", "share of images nearer to a training image than 5 % of unseen real ones are", false,
+       make_nearest_training},
+      {"psnr", "PSNR of reconstructions", false, make_psnr},
+      {"ssim", "SSIM of reconstructions", false, make_ssim},
+      {"perceptual", "LPIPS of reconstructions with VGG16, or that distance in another network's stages", false,
+       make_perceptual},
+      {"rfd", "Frechet distance of reconstructions to their originals in the judge's features", true,
+       make_reconstruction_fd},
   };
   return table;
 }

@@ -1,8 +1,11 @@
 // The table of metrics: `metrics: [fd, prdc, ...]` in an eval config. Adding one: a function and a line in metrics.cpp.
 #pragma once
+#include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "datasets/fashion_attributes.h"
 #include "eval/encoder.h"
@@ -19,6 +22,11 @@ struct MetricContext {
   const FrechetReference* reference = nullptr;      // of the real reference images' features
   Tensor reference_features = {};                   // float [R, D]
   const AttributeThresholds* thresholds = nullptr;  // of data sets with measured captions
+  Tensor reference_images = {};                     // uint8 [R, C, H, W]
+  std::function<Tensor()> training_images = {};     // uint8 [M, C, H, W], loaded at the first call
+  std::vector<std::string> class_names = {};        // of the data set, by label
+  std::string perceptual = {}, perceptual_name = {};  // folder of the network of perceptual distances; "": none
+  at::Device device = at::kCPU;                     // where it runs
 };
 
 struct MetricKind {

@@ -10,13 +10,14 @@ namespace fewstep::eval {
 namespace {
 
 // Names readers take for the published protocol. Compared without case, '-', '_' and ' '.
-constexpr std::array<std::string_view, 13> kEstablished = {
+constexpr std::array<std::string_view, 14> kEstablished = {
     "fid",   "kid",       "clipscore",   "is",   "inceptionscore", "cmmd", "geneval",
-    "hpsv2", "pickscore", "imagereward", "sfid", "patchfid",       "lpips"};
+    "hpsv2", "pickscore", "imagereward", "sfid", "patchfid",       "lpips", "rfid"};
 // Ours, but nothing without the encoder's name and hash.
-constexpr std::array<std::string_view, 14> kOfEncoder = {
+constexpr std::array<std::string_view, 15> kOfEncoder = {
     "FD",     "KD",      "MMD",      "FD_difference",  "sFD",       "patch_FD",   "precision",
-    "recall", "density", "coverage", "class_accuracy", "diversity", "perceptual", "CLIPScore_difference"};
+    "recall", "density", "coverage", "class_accuracy", "diversity", "perceptual", "CLIPScore_difference",
+    "rFD"};
 // Before the brackets.
 constexpr std::array<std::string_view, 12> kOfGenerator = {
     "step_compression", "passes",        "ms_per_pass",          "tokens_per_second", "decoder_overhead", "speed_up",
@@ -37,6 +38,7 @@ std::span<const OfficialWeights> official_weights() {
   static constexpr OfficialWeights kList[] = {
       {"6726825d", "FD", "FID"},
       {"6726825d", "sFD", "sFID"},
+      {"6726825d", "rFD", "rFID"},
       {"6726825d", "patch_FD", "patch-FID"},
       {"6726825d", "KD", "KID"},
       {"6726825d", "IS", "IS"},

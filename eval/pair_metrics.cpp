@@ -6,9 +6,6 @@
 #include "eval/encoder.h"
 #include "src/base/error.h"
 #include "src/base/json.h"
-#include "src/io/safetensors.h"
-#include "src/models/model.h"
-#include "src/models/vgg16.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
 #include "src/tensor/shape.h"
@@ -52,39 +49,6 @@ Tensor blur_inside(const Tensor& x, int64_t dim, const std::vector<double>& wind
   return out;
 }
 
-// The package's scaling layer: about ImageNet's mean and deviation for images in [-1, 1].
-Tensor scaled(const Tensor& images) {
-  const auto column = [&](double r, double g, double b) {
-    return at::tensor({r, g, b}, at::kDouble).to(images.device(), at::kFloat).view({3, 1, 1});
-  };
-  const Tensor x = images.to(at::kFloat) / (kWhite / 2) - 1;
-  return (x - column(-0.030, -0.088, -0.188)) / column(0.458, 0.448, 0.450);
-}
-
-Tensor unit_channels(const Tensor& x) { return x / (x.square().sum(1, /*keepdim=*/true).sqrt() + 1e-10); }
-
-// One weight a channel of each stage, negative ones refused: the published layers were trained to have none.
-std::vector<Tensor> read_linear(const fs::path& folder, int64_t channel_divisor, at::Device device) {
-  constexpr int64_t kChannels[] = {64, 128, 256, 512, 512};
-  const fs::path file = models::find_weights(folder);
-  const io::Safetensors weights(file);
-  std::vector<Tensor> linear;
-  for (size_t k = 0; k < std::size(kChannels); ++k) {
-    const std::string name = fmt::format("lin{}.weight", k);
-    if (!weights.contains(name))
-      fail<DataError>("{}: no tensor {}; five linear layers are needed", file.string(), name);
-    const Tensor w = weights.get(name).to(at::kFloat).flatten();
-    const int64_t channels = kChannels[k] / channel_divisor;
-    if (w.size(0) != channels)
-      fail<DataError>("{}: {} has {} weights, the network's stage {} channels", file.string(), name, w.size(0),
-                      channels);
-    if (!at::isfinite(w).all().item<bool>() || w.min().item<float>() < 0)
-      fail<DataError>("{}: {} has weights below 0 or not finite", file.string(), name);
-    linear.push_back(w.to(device).clone().view({1, channels, 1, 1}));
-  }
-  return linear;
-}
-
 }  // namespace
 
 double psnr(const Tensor& a, const Tensor& b) {
@@ -115,22 +79,18 @@ PerceptualDistance::PerceptualDistance(const fs::path& vgg, const std::string& n
                                        const fs::path& linear)
     : device_(device) {
   const fs::path component = find_component(vgg, {"torchvision VGG16"});
-  vgg_ = models::load_model(component);
-  vgg_->to(device);
-  vgg_->requires_grad(false);
   identity_ = identify(component, name);
   const fs::path layers = !linear.empty()                         ? linear
                           : fs::is_directory(component / "lpips") ? component / "lpips"
                                                                   : fs::path();
+  const fs::path found = layers.empty() ? fs::path() : find_component(layers, {kLinearClass});
+  lpips_ = std::make_unique<models::Lpips>(component, found, device);
   EncoderIdentity earned = identity_;
   earned.pipeline = "vgg16";
   if (layers.empty()) {
     metric_ = metric_name("perceptual", identity_, {}, {});
     return;
   }
-  const fs::path found = find_component(layers, {kLinearClass});
-  const int64_t divisor = dynamic_cast<const models::Vgg16&>(*vgg_).config().channel_divisor;
-  linear_ = read_linear(found, divisor, device);
   const EncoderIdentity source = identify(found, "linear");
   // Both halves make the metric: with other linear layers VGG16's own hash earns nothing.
   metric_ = source.source_sha256 == kPublishedLinear ? metric_name("perceptual", earned) : std::string();
@@ -138,24 +98,11 @@ PerceptualDistance::PerceptualDistance(const fs::path& vgg, const std::string& n
     metric_ = metric_name("perceptual", identity_, "linear=" + source.sha256.substr(0, 8), {});
 }
 
-std::vector<Tensor> PerceptualDistance::stages(const Tensor& images) const {
-  if (images.dim() != 4 || images.size(1) != 3 || std::min(images.size(2), images.size(3)) < kSmallestSide)
-    fail<DataError>("a perceptual distance reads [B, 3, H, W] with sides of {} pixels or more, got [{}]", kSmallestSide,
-                    c10::str(images.sizes()));
-  return dynamic_cast<const models::Vgg16&>(*vgg_).stages(scaled(images.to(device_)));
-}
-
 Tensor PerceptualDistance::operator()(const Tensor& a, const Tensor& b) const {
   const NoGrad no_grad;
   check_pair(a, b);
-  const std::vector<Tensor> fa = stages(a), fb = stages(b);
-  Tensor sum = at::zeros({a.size(0)}, at::TensorOptions(at::kDouble));
-  for (size_t k = 0; k < fa.size(); ++k) {
-    Tensor d = (unit_channels(fa[k]) - unit_channels(fb[k])).square();  // [B, C, h, w]
-    if (weighted()) d = d * linear_[k];
-    sum += d.sum(1).mean({1, 2}, /*keepdim=*/false, at::kDouble).to(at::kCPU);
-  }
-  return sum;
+  const auto floats = [&](const Tensor& x) { return x.to(device_).to(at::kFloat) / (kWhite / 2) - 1; };
+  return (*lpips_)(floats(a), floats(b)).to(at::kCPU);
 }
 
 }  // namespace fewstep::eval

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "eval/names.h"
-#include "src/nn/module.h"
+#include "src/models/lpips.h"
 #include "src/tensor/tensor.h"
 
 namespace fewstep::eval {
@@ -24,12 +24,10 @@ inline constexpr int64_t kSsimWindow = 11;  // no side may be smaller
 // uint8 [C, H, W]; DataError for a side below 11.
 double ssim(const Tensor& a, const Tensor& b);
 
-// LPIPS (Zhang et al. 2018, arXiv 1801.03924, version 0.1 of the weights) with VGG16: squared differences of the five
-// stages' activations, each pixel's channels at unit length, weighted by a linear layer a stage, averaged over pixels,
-// summed over stages. Without linear layers every weight is 1, as the package's lpips=False.
+// LPIPS with VGG16 (src/models/lpips.h) and the name its weights earn.
 class PerceptualDistance {
  public:
-  static constexpr int64_t kSmallestSide = 16;  // four poolings lie before the last activation
+  static constexpr int64_t kSmallestSide = models::Lpips::kSmallestSide;
   // `vgg`: folder of VGG16, or one that has it below. `linear`: folder of the linear layers (tools/convert_weights.py);
   // empty: `lpips` in VGG16's folder, where there is one. ConfigError, DataError for anything else in them.
   PerceptualDistance(const std::filesystem::path& vgg, const std::string& name, at::Device device,
@@ -40,12 +38,10 @@ class PerceptualDistance {
   // without linear layers "perceptual[name@hash]".
   const std::string& metric() const { return metric_; }
   const EncoderIdentity& identity() const { return identity_; }  // of VGG16
-  bool weighted() const { return !linear_.empty(); }
+  bool weighted() const { return lpips_->weighted(); }
 
  private:
-  std::vector<Tensor> stages(const Tensor& images) const;
-  std::unique_ptr<nn::Module> vgg_;
-  std::vector<Tensor> linear_;  // [1, C, 1, 1] a stage, or none
+  std::unique_ptr<models::Lpips> lpips_;
   EncoderIdentity identity_;
   std::string metric_;
   at::Device device_;

@@ -8,6 +8,8 @@
 
 #include "datasets/fashion_mnist.h"
 #include "eval/eval_report.h"
+#include "eval/heldout_loss.h"
+#include "eval/reconstruction.h"
 #include "eval/statistics_file.h"
 #include "eval/token_metrics.h"
 #include "src/base/error.h"
@@ -29,15 +31,23 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 // Everything the metrics need, loaded once.
 struct Judges {
-  std::unique_ptr<ImageEncoder> judge;
+  std::unique_ptr<ImageEncoder> judge, second;
   std::unique_ptr<TextImageEncoder> clip;
-  std::unique_ptr<FrechetReference> reference;
-  MetricContext context;
+  std::unique_ptr<FrechetReference> reference, second_reference;
+  MetricContext context, second_context;
 };
 
 // `reference_statistics.h5` is saved beside the results, for `fewstep eval fid` against the same real images.
-Judges load_judges(const EvalConfig& c, const Dataset& test, const ImageSet& reference, at::Device device) {
+Judges load_judges(const EvalConfig& c, const Dataset& test, ImageSets& sets, at::Device device) {
   Judges j;
+  if (std::all_of(c.sets.begin(), c.sets.end(), [](const std::string& s) { return s == "model"; })) return j;
+  const ImageSet& reference = sets.reference();
+  j.context.reference_images = reference.images;
+  j.context.training_images = [&sets] { return sets.training_images().images; };
+  j.context.class_names = test.class_names();
+  j.context.perceptual = c.perceptual.empty() ? c.judge : c.perceptual;
+  j.context.perceptual_name = c.perceptual.empty() ? c.judge_name : c.perceptual_name;
+  j.context.device = device;
   if (!c.judge.empty()) {
     j.judge = load_image_encoder(c.judge, c.judge_name, device);
     j.context.judge = j.judge.get();
@@ -50,6 +60,16 @@ Judges load_judges(const EvalConfig& c, const Dataset& test, const ImageSet& ref
                     {.encoder_sha256 = identity.sha256, .pipeline = identity.pipeline, .data_sha256 = test.fingerprint()});
     j.reference = std::make_unique<FrechetReference>(statistics);
     j.context.reference = j.reference.get();
+  }
+  if (!c.second_judge.empty()) {
+    j.second = load_image_encoder(c.second_judge, c.second_judge_name, device);
+    j.second_context.judge = j.second.get();
+    j.second_context.reference_features =
+        batched_features([&](const Tensor& x) { return j.second->features(x); }, reference.images);
+    FeatureStatistics statistics;
+    statistics.add(j.second_context.reference_features);
+    j.second_reference = std::make_unique<FrechetReference>(statistics);
+    j.second_context.reference = j.second_reference.get();
   }
   if (!c.clip.empty()) j.clip = load_text_image_encoder(c.clip, c.clip_name, device);
   j.context.clip = j.clip.get();
@@ -101,6 +121,7 @@ Facts provenance_of(EvalConfig& c, const Dataset& test, const Judges& j) {
   }
   if (!c.images.empty()) facts.emplace_back("images", c.images);
   if (j.judge) facts.emplace_back(c.judge_name + " sha256", j.judge->identity().sha256);
+  if (j.second) facts.emplace_back(c.second_judge_name + " sha256", j.second->identity().sha256);
   if (j.clip) facts.emplace_back(c.clip_name + " sha256", j.clip->identity().sha256);
   facts.emplace_back("guidance", fmt::format("{}", c.generate.guidance));
   facts.emplace_back("temperature, top-k, top-p",
@@ -122,7 +143,7 @@ SampleRecord record_of(const EvalConfig& c, const ImageSet& set, const Tensor& f
   SampleRecord record{
       .tokens = set.tokens, .features = features, .caption_keys = caption_keys(set.captions), .seed = c.seed};
   if (j.judge) record.judge = metric_name("FD", j.judge->identity());
-  record.model = hash_weights(find_component(c.model, {"LlamaForCausalLM"}));
+  record.model = hash_weights(find_component(c.model, {"LlamaForCausalLM", "UNet2DConditionModel"}));
   record.decoding = pipelines::changed_options(c.generate), record.protocol = protocol;
   return record;
 }
@@ -178,7 +199,8 @@ std::map<std::string, Value> measure(const ImageSet& set, bool distribution, con
                     .captions = {set.captions.begin() + i, set.captions.begin() + end},
                     .labels = set.labels.defined() ? set.labels.slice(0, i, end) : Tensor(),
                     .features = {},
-                    .logits = {}};
+                    .logits = {},
+                    .originals = set.originals.defined() ? set.originals.slice(0, i, end) : Tensor()};
     if (context.judge) {
       Encoded encoded = context.judge->encode(batch.images);
       batch.features = encoded.features, batch.logits = encoded.logits;
@@ -191,6 +213,24 @@ std::map<std::string, Value> measure(const ImageSet& set, bool distribution, con
   for (const auto& metric : metrics) values.merge(metric->result());
   return values;
 }
+
+namespace {
+
+ResultRow measured_row(const EvalConfig& c, const ImageSet& set, bool distribution, const Judges& judges,
+                       Tensor* features = nullptr) {
+  ResultRow row = row_of(set, c);
+  std::vector<std::string> of_images, of_features;
+  for (const std::string& name : c.metrics) {
+    if (is_token_metric(name) || is_model_metric(name)) continue;
+    of_images.push_back(name);
+    if (find_entry(metric_kinds(), name, "metric").distribution) of_features.push_back(name);
+  }
+  row.metrics = measure(set, distribution, of_images, judges.context, features);
+  if (judges.second) row.metrics.merge(measure(set, distribution, of_features, judges.second_context));
+  return row;
+}
+
+}  // namespace
 
 void attach_floors(std::vector<ResultRow>& rows, const ResultRow& real) {
   for (ResultRow& row : rows)
@@ -216,15 +256,16 @@ Results run_evaluation(EvalConfig& c, at::Device device) {
   const fs::path out = output_folder(c);
   make_directories(out);
   if (!c.paired_with.empty()) open_baseline(c.paired_with, c.seed);  // an error now, not after all samples are drawn
+  for (const EvalVariant& variant : c.variants) variant_options(c, variant);  // as early
   std::vector<std::pair<std::string, double>> timing;
   auto start = Clock::now();
   const auto lap = [&](const std::string& part) {
     timing.emplace_back(part, seconds_since(start));
     start = Clock::now();
   };
-  const auto test = c.data->build(Split::test);
+  const auto test = c.data->build(c.split);
   ImageSets sets(c, *test, device);
-  const Judges judges = load_judges(c, *test, sets.reference(), device);
+  const Judges judges = load_judges(c, *test, sets, device);
   lap("data and reference");
 
   Results results;
@@ -238,18 +279,34 @@ Results run_evaluation(EvalConfig& c, at::Device device) {
 
   results.protocol = fmt::format("{}; N = {} a set against {} disjoint real images; prompts: {}; seed {}",
                                  test->description(), c.num_samples, c.reference_samples,
-                                 c.prompts_file.empty() ? "captions of the test split" : c.prompts_file, c.seed);
-  std::vector<std::string> of_images;
-  std::remove_copy_if(c.metrics.begin(), c.metrics.end(), std::back_inserter(of_images), is_token_metric);
+                                 c.prompts_file.empty() ? fmt::format("captions of the {} split", name_of(c.split)) : c.prompts_file, c.seed);
+  const bool of_model = std::any_of(c.metrics.begin(), c.metrics.end(), is_model_metric);
   for (const std::string& name : c.sets) {
+    if (name == "model") {
+      ResultRow row{.label = name, .metrics = {}};
+      row.seeds = {c.seed};
+      if (of_model) row.metrics = heldout_loss(sets.pipeline(), *test, c.num_samples, static_cast<uint64_t>(c.seed));
+      results.rows.push_back(std::move(row));
+      lap("measuring: the model");
+      continue;
+    }
     const ImageSet& set = sets.get(name);
     lap("making: " + set.label);
-    ResultRow row = row_of(set, c);
     Tensor features;
-    row.metrics = measure(set, follows_distribution(name, c), of_images, judges.context, &features);
-    if (name == "samples" && !c.model.empty()) measure_generator(c, sets, set, features, judges, results.protocol, row);
+    ResultRow row = measured_row(c, set, follows_distribution(name, c), judges, &features);
+    if (name == "samples" && !c.model.empty()) {
+      measure_generator(c, sets, set, features, judges, results.protocol, row);
+      if (of_model)
+        row.metrics.merge(heldout_loss(sets.pipeline(), *test, c.num_samples, static_cast<uint64_t>(c.seed)));
+    }
     results.rows.push_back(std::move(row));
     lap("measuring: " + set.label);
+  }
+  for (const EvalVariant& variant : c.variants) {
+    ImageSet set = sets.samples(variant_options(c, variant));
+    set.label = variant.label;
+    results.rows.push_back(measured_row(c, set, follows_distribution("samples", c), judges));
+    lap("variant: " + set.label);
   }
   const auto real = std::find(c.sets.begin(), c.sets.end(), "real");
   if (real != c.sets.end())
@@ -259,6 +316,8 @@ Results run_evaluation(EvalConfig& c, at::Device device) {
 
   if (judges.judge) results.encoders.push_back(judges.judge->identity());
   if (judges.clip) results.encoders.push_back(judges.clip->identity());
+  if (!c.perceptual.empty() && std::find(c.metrics.begin(), c.metrics.end(), "perceptual") != c.metrics.end())
+    results.encoders.push_back(perceptual_identity(judges.context));
   results.provenance = provenance_of(c, *test, judges);
   save_results(out / "results.json", results);
   if (c.report) write_report(out / "report.html", make_eval_report(c, results, sets, *test, timing));

@@ -19,6 +19,7 @@ void add_eval_command(CLI::App& app);
 std::vector<CLI::App*> add_eval_pair_commands(CLI::App& eval_command);  // below `eval`
 void add_experiment_command(CLI::App& app);
 void add_data_command(CLI::App& app);
+void add_export_command(CLI::App& app);
 void add_model_command(CLI::App& app);
 void add_config_command(CLI::App& app);
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Turns the usual downloads of evaluation networks into folders that fewstep reads: config.json + model.safetensors.
 
-    python tools/convert_weights.py FILE OUT [--kind inception|clip|vgg16|dinov2|lpips] [--image-size S] [--gelu]
+    python tools/convert_weights.py FILE OUT [--kind inception|clip|vgg16|dinov2|lpips|checkpoint] [--image-size S] [--gelu]
 
 Needs Python with torch and safetensors (fewstep itself never unpickles). FILE is a pickled state dict (.pth, also the old non-zip
 form), a TorchScript archive (OpenAI's CLIP .pt, NVIDIA's inception-2015-12-05.pt) or a safetensors file:
@@ -11,6 +11,8 @@ form), a TorchScript archive (OpenAI's CLIP .pt, NVIDIA's inception-2015-12-05.p
     vgg16-397923af.pth                        VGG16 (torchvision)
     dinov2_vitl14_pretrain.pth                DINOv2 (torch.hub)
     lpips/weights/v0.1/vgg.pth                linear layers of LPIPS (PyPI package lpips); OUT: the folder lpips in VGG16's folder
+    v1-5-pruned.ckpt, pytorch_model.bin       checkpoint: names and tensors as they are, OUT: a file *.safetensors (fewstep export and
+                                              sample read single files of Stable Diffusion 1.x and SDXL, and diffusers' folders)
 
 What is already a folder in Hugging Face's form (openai/clip-vit-base-patch32, facebook/dinov2-large) needs no conversion. The
 SHA-256 of FILE is printed and kept in the file's metadata (source_sha256): numbers of published weights are named by it.
@@ -58,7 +60,18 @@ def kind_of(state):
         return "dinov2"
     if "lin0.model.1.weight" in state:
         return "lpips"
+    if any(k.startswith(("model.diffusion_model.", "first_stage_model.", "down_blocks.", "encoder.down_blocks.", "text_model.")) for k in state):
+        return "checkpoint"
     sys.exit(f"convert_weights.py: none of the known networks; the names begin {sorted(state)[:4]}; say --kind")
+
+
+def write_checkpoint(state, args, source):
+    """Only the form changes. Tensors that share memory (tied or sliced ones) are written apart."""
+    if args.out.suffix != ".safetensors":
+        sys.exit(f"convert_weights.py: {args.out}: a checkpoint becomes one file, *.safetensors")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous().clone() for k, v in sorted(state.items())}, args.out, metadata={"format": "pt", "source": args.file.name, "source_sha256": source})
+    print(f"{args.out}: {len(state)} tensors, SHA-256 {sha256(args.out)}")
 
 
 def inception(state, args):
@@ -167,7 +180,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--kind", choices=["inception", "clip", "vgg16", "dinov2", "lpips"], help="default: told from the names")
+    parser.add_argument("--kind", choices=["inception", "clip", "vgg16", "dinov2", "lpips", "checkpoint"], help="default: told from the names")
     parser.add_argument("--image-size", type=int, help="vgg16: side of the classifier's images")
     parser.add_argument("--gelu", action="store_true", help="clip: trained with GELU (LAION), not quick_gelu (OpenAI)")
     parser.add_argument("--vision-heads", type=int, help="clip: heads of the image tower, where not width / 64 (ViT-g-14: 16)")
@@ -178,6 +191,8 @@ def main():
     print(f"{args.file.name}: SHA-256 {source}")
     state = read_state(args.file)
     kind = args.kind or kind_of(state)
+    if kind == "checkpoint":
+        return write_checkpoint(state, args, source)
     state, config = {"inception": inception, "clip": clip, "vgg16": vgg16, "dinov2": dinov2, "lpips": lpips}[kind](state, args)
     args.out.mkdir(parents=True, exist_ok=True)
     target = args.out / "model.safetensors"

@@ -16,62 +16,16 @@
 #include "src/base/error.h"
 #include "src/base/log.h"
 #include "src/base/progress.h"
-#include "src/base/table.h"
 #include "src/base/text.h"
-#include "src/config/config.h"
 #include "src/tensor/ops.h"
 #include "tools/commands.h"
-#include "trainers/loop.h"
+#include "tools/data_cache_command.h"
+#include "tools/data_source.h"
 
 namespace fewstep {
 
-// A file with nothing but `data:`.
-struct DataRoot {
-  std::unique_ptr<DatasetConfig> data;
-};
-void describe(config::Visitor& v, DataRoot& root) { v.field("data", root.data, "data set", dataset_kinds()); }
-
 namespace {
 namespace fs = std::filesystem;
-
-const std::map<std::string, Split> kSplits = {
-    {"train", Split::train}, {"heldout", Split::heldout}, {"test", Split::test}};
-
-struct DataArguments {
-  std::string source, kind, out, split = "train";
-  std::vector<std::string> overrides;
-  int64_t limit = 10000, threads = 0;
-};
-
-void describe_kind(config::Visitor& v, void* config) { static_cast<DatasetConfig*>(config)->describe(v); }
-
-// Four ways to name a data set: a run's config, a file with `data:` only, a packed file, or --kind with key=value.
-std::unique_ptr<Dataset> open_dataset(const DataArguments& a) {
-  const Split split = kSplits.at(a.split);
-  std::vector<std::string> overrides = a.overrides;
-  if (!a.kind.empty()) {
-    if (!a.source.empty()) overrides.insert(overrides.begin(), a.source);  // with --kind every word is key=value
-    auto config = find_entry(dataset_kinds(), a.kind, "data set kind").make();
-    config::read_overrides(overrides, describe_kind, config.get());
-    return config->build(split);
-  }
-  if (a.source.empty()) fail<ConfigError>("give a CONFIG, a packed .h5 file, or --kind with key=value");
-  if (const auto extension = fs::path(a.source).extension(); extension == ".h5" || extension == ".hdf5") {
-    PackedConfig config;
-    config.train = config.heldout = config.test = a.source;
-    config::read_overrides(overrides, describe_kind, static_cast<DatasetConfig*>(&config));
-    return config.build(split);
-  }
-  const auto keys = config::top_level_keys(a.source);
-  std::unique_ptr<DatasetConfig> data;
-  if (std::find(keys.begin(), keys.end(), "trainer") != keys.end()) {
-    data = std::move(config::load<RunConfig>(a.source, overrides).data);
-  } else {
-    data = std::move(config::load<DataRoot>(a.source, overrides).data);
-  }
-  if (!data) fail<ConfigError>("{}: no `data:` in it", a.source);
-  return data->build(split);
-}
 
 void pack(const DataArguments& a) {
   const auto dataset = open_dataset(a);
@@ -97,7 +51,7 @@ struct Lengths {
 };
 
 // Width to height, in steps that tell portrait, square and landscape apart.
-std::string aspect_name(const Tensor& image) {
+std::string aspect_name(const Tensor& image) {  // [C, H, W]
   const double ratio = static_cast<double>(image.size(2)) / static_cast<double>(image.size(1));
   return fmt::format("{:.2f} (width / height)", std::round(ratio * 4) / 4);
 }
@@ -149,8 +103,9 @@ void info_of_samples(const Dataset& dataset, const std::vector<int64_t>& indices
       const size_t label = static_cast<size_t>(sample.label);
       ++classes[fmt::format("{:>3} {}", label, label < names.size() ? names[label] : "")];
     }
-    ++sizes[fmt::format("{} x {} x {}", sample.image.size(0), sample.image.size(1), sample.image.size(2))];
-    ++aspects[aspect_name(sample.image)];
+    const Tensor& seen = sample.image.defined() ? sample.image : sample.latent_mean;  // of a cache: latents
+    ++sizes[fmt::format("{} x {} x {}", seen.size(0), seen.size(1), seen.size(2))];
+    ++aspects[aspect_name(seen)];
     for (const auto& [name, word] : sample.attributes) ++attributes[name][word];
     captions.add(sample.caption);
   }
@@ -161,10 +116,23 @@ void info_of_samples(const Dataset& dataset, const std::vector<int64_t>& indices
   captions.print();
 }
 
+// Of all samples: known without reading any.
+void info_of_buckets(const Dataset& dataset) {
+  const std::vector<BucketSize> sizes = dataset.buckets();
+  if (sizes.size() < 2) return;
+  std::vector<int64_t> counts(sizes.size());
+  for (int64_t i = 0; i < dataset.size(); ++i) ++counts[static_cast<size_t>(dataset.bucket_of(i))];
+  fmt::print("buckets (height x width)\n");
+  for (size_t b = 0; b < sizes.size(); ++b)
+    fmt::print("  {:<24} {:>9}  {:5.1f} %\n", bucket_text(sizes[b]), counts[b],
+               100.0 * static_cast<double>(counts[b]) / static_cast<double>(dataset.size()));
+}
+
 void info(const DataArguments& a) {
   const auto dataset = open_dataset(a);
   fmt::print("{}\nsamples      {}\nfingerprint  {}\n", dataset->description(), dataset->size(), dataset->fingerprint());
   if (dataset->size() == 0) fail<DataError>("the data set is empty: {}", dataset->description());
+  info_of_buckets(*dataset);
   const int64_t looked_at = std::min(dataset->size(), a.limit);
   std::vector<int64_t> indices;
   for (int64_t k = 0; k < looked_at; ++k) indices.push_back(k * dataset->size() / looked_at);  // evenly spread
@@ -188,8 +156,9 @@ void verify(const DataArguments& a) {
     for (int64_t i = next++; i < total; i = next++) {
       std::string problem;
       try {
-        const Sample sample = dataset->get(i, 0, 0);
-        if (sample.image.numel() == 0) problem = fmt::format("sample {}: the image is empty", sample.id);
+        const Sample sample = dataset->strict().get(i, 0, 0);  // not another in its place
+        const Tensor& read = sample.image.defined() ? sample.image : sample.latent_mean;
+        if (read.numel() == 0) problem = fmt::format("sample {}: the image is empty", sample.id);
       } catch (const std::exception& e) {
         problem = e.what();
       }
@@ -213,36 +182,28 @@ void verify(const DataArguments& a) {
   fmt::print("{}: all {} samples can be read\n", dataset->description(), total);
 }
 
-CLI::App* add_action(CLI::App* data, const std::string& name, const std::string& help, DataArguments& a) {
-  auto* command = data->add_subcommand(name, help);
-  command->add_option("source", a.source, "YAML file with `data:`, or a packed .h5 file");
-  command->add_option("overrides", a.overrides,
-                      "key.path=value over the file; with --kind keys of the data set itself");
-  command->add_option("--kind", a.kind, "kind of data set, without a file: fashion_mnist, image_folder, coco, hdf5");
-  command->add_option("--split", a.split, "train, heldout or test")->check(CLI::IsMember({"train", "heldout", "test"}));
-  return command;
-}
-
 }  // namespace
 
 void add_data_command(CLI::App& app) {
   auto* data = app.add_subcommand("data", "pack, describe or check a data set");
   data->require_subcommand(1);
   auto a = std::make_shared<DataArguments>();
-  auto* packing = add_action(data, "pack", "write a split into one HDF5 file that the kind 'hdf5' reads", *a);
+  auto* packing = add_data_action(data, "pack", "write a split into one HDF5 file that the kind 'hdf5' reads", *a);
   packing->add_option("--out", a->out, "file to write, .h5")->required();
   packing->callback([a] { pack(*a); });
-  auto* describing = add_action(data, "info", "size, classes, image sizes, captions, fingerprint", *a);
+  auto* describing = add_data_action(data, "info", "size, classes, image sizes, captions, fingerprint", *a);
   describing->add_option("--limit", a->limit, "samples looked at")->check(CLI::PositiveNumber);
   describing->callback([a] { info(*a); });
-  auto* checking = add_action(data, "verify", "read every sample, report each broken one (exit code 3)", *a);
+  auto* checking = add_data_action(data, "verify", "read every sample, report each broken one (exit code 3)", *a);
   checking->add_option("--threads", a->threads, "0: one a core")->check(CLI::NonNegativeNumber);
   checking->callback([a] { verify(*a); });
+  add_data_cache_command(data);
   data->footer(
       "Examples:\n"
       "  fewstep data info configs/quickstart/vq.yaml\n"
       "  fewstep data pack --kind image_folder folder=photos image_size=256 --out train.h5\n"
-      "  fewstep data verify train.h5");
+      "  fewstep data verify train.h5\n"
+      "  fewstep data cache configs/sdxl/tiny.yaml --vae runs/vae --variants 4 --out train-latents.h5");
 }
 
 }  // namespace fewstep

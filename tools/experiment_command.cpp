@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "src/base/error.h"
+#include "src/base/files.h"
 #include "src/base/json.h"
 #include "src/base/log.h"
 #include "src/config/config.h"
@@ -36,7 +37,10 @@ void run(const ExperimentArguments& a) {
   const experiment::PaperConfig* beside = paper ? &*paper : nullptr;
   const fs::path out = experiment::make_plan(config).out;
   experiment::write_outcome(out, config, outcome, beside);
-  if (a.save) write_json(folder / "results.json", experiment::outcome_json(config, outcome));
+  if (a.save) {
+    write_json(folder / "results.json", experiment::outcome_json(config, outcome));
+    if (const std::string svg = experiment::curve(config, outcome); !svg.empty()) write_text_atomic(folder / "curve.svg", svg);
+  }
   fmt::print("{}\n\n{}", config.question, experiment::to_markdown(experiment::make_table(config, outcome, beside)));
   log::info("tables in {} (results.json, .md, .csv, .tex)", out.string());
   for (const fs::path& report : outcome.reports) log::info("report: {}", report.string());

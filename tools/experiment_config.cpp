@@ -50,6 +50,7 @@ void describe(config::Visitor& v, RowConfig& c) {
   v.field("seeds", c.seeds, "instead of the experiment's");
   v.field("matrix", c.matrix, "instead of the experiment's");
   v.field("results_of", c.results_of, "shared eval job whose results are this row's; empty: its own last eval job");
+  v.field("also", c.also, "labels of further rows in the eval job's results (its variants) that are rows of the table");
   v.field("each_eval", c.each_eval, "every eval job is a row of the table, labelled <label>; <job>");
   v.field("needs", c.needs, "of a full row");
 }
@@ -66,6 +67,9 @@ void describe(config::Visitor& v, ExperimentConfig& c) {
   v.field("seeds", c.seeds, "each row is run once per seed; empty: once, with the seeds of its configs");
   v.field("measured", c.measured, "label of the row taken from the eval jobs' results.json");
   v.field("columns", c.columns, "metric names or their beginnings, in this order; empty: all");
+  v.field("curve_x", c.curve_x, "metric (or its beginning) along x of curve.svg: a line a row, a point a value of the matrix");
+  v.field("curve_y", c.curve_y, "metric along y");
+  v.check(c.curve_x.empty() == c.curve_y.empty(), "curve_y", "curve_x and curve_y are given together");
   v.field("report", c.report, "job whose report.html becomes the experiment's");
 }
 
@@ -242,6 +246,7 @@ std::vector<PlannedRow> plan_row(const ExperimentConfig& c, const RowConfig& row
                      .point = point,
                      .runs = {},
                      .results = shared_results(row, plan.shared),
+                     .measured = {},
                      .measured_job = {},
                      .needs = row.needs};
   for (const auto& [key, value] : point) planned.label += fmt::format(", {}={}", key.substr(key.rfind('.') + 1), value);
@@ -253,8 +258,15 @@ std::vector<PlannedRow> plan_row(const ExperimentConfig& c, const RowConfig& row
     if (run.seeded) run.folder /= fmt::format("seed-{}", run.seed);
     planned.runs.push_back(plan_run(row.jobs, &plan.shared, run, planned.label, plan.out, point));
   }
-  if (!row.each_eval) return {planned};
   std::vector<PlannedRow> rows;
+  if (!row.each_eval) {
+    rows.push_back(planned);
+    for (const std::string& label : row.also) {
+      rows.push_back(planned);
+      rows.back().label += "; " + label, rows.back().measured = label;
+    }
+    return rows;
+  }
   for (const JobConfig& job : row.jobs) {
     if (job.command != "eval") continue;
     rows.push_back(planned);

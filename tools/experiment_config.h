@@ -52,6 +52,7 @@ struct RowConfig {
   std::vector<int64_t> seeds;  // empty: the experiment's
   config::Overrides matrix;    // empty: the experiment's
   std::string results_of;      // a shared eval job whose results are this row's; empty: the row's own last eval job
+  std::vector<std::string> also;  // further rows of the eval job's results (variants): "<label>; <their label>"
   bool each_eval = false;      // every eval job of the row is a row of the table: "<label>; <job>"
   NeedsConfig needs;
 };
@@ -64,6 +65,7 @@ struct ExperimentConfig {
   std::vector<int64_t> seeds;        // empty: one run a row, with the seeds of its configs
   std::string measured = "samples";  // label of the row in the eval jobs' results.json
   std::vector<std::string> columns;  // metric names or their beginnings, in this order; empty: all
+  std::string curve_x, curve_y;      // metrics: a line through the points of each row's matrix, curve.svg; empty: none
   std::string report;                // job whose report.html is copied to <out>/report.html
 };
 void describe(config::Visitor& v, JobConfig& c);
@@ -101,6 +103,7 @@ struct PlannedRow {
   std::vector<std::pair<std::string, std::string>> point;  // matrix key -> value
   std::vector<PlannedRun> runs;                            // one a seed
   std::filesystem::path results;                           // folder of the shared job `results_of`
+  std::string measured;                                    // label in its results; "": the experiment's `measured`
   std::string measured_job;                                // the eval job whose numbers these are; "": the last one
   NeedsConfig needs;
 };

@@ -181,7 +181,7 @@ RowOutcome run_row(const ExperimentConfig& c, const PlannedRow& row, const std::
       log::error("{}: {}; the other rows go on", row.label, outcome.detail);
       continue;
     }
-    if (auto one = measured_row(row, run, c.measured)) measured.push_back(std::move(*one));
+    if (auto one = measured_row(row, run, row.measured.empty() ? c.measured : row.measured)) measured.push_back(std::move(*one));
   }
   if (!measured.empty()) outcome.result = mean_over_seeds(row.label, measured);
   return outcome;
@@ -198,7 +198,7 @@ RowOutcome earlier_outcome(const ExperimentConfig& c, const PlannedRow& row) {
       if (!record.succeeded()) return outcome;
       outcome.seconds += record.seconds();
     }
-    if (auto one = measured_row(row, run, c.measured)) measured.push_back(std::move(*one));
+    if (auto one = measured_row(row, run, row.measured.empty() ? c.measured : row.measured)) measured.push_back(std::move(*one));
   }
   if (!measured.empty()) outcome.result = mean_over_seeds(row.label, measured);
   outcome.status = Status::done;

@@ -223,6 +223,31 @@ std::string heat_map(const ExperimentConfig& c, const Outcome& outcome) {
                          {.title = metrics[0], .x_label = c.matrix[1].first, .y_label = c.matrix[0].first});
 }
 
+std::string curve(const ExperimentConfig& c, const Outcome& outcome) {
+  if (c.curve_x.empty()) return "";
+  std::vector<eval::ResultRow> results;
+  for (const RowOutcome& row : outcome.rows) results.push_back(row.result);
+  const std::vector<std::string> names = eval::metric_names(results);
+  const auto metric = [&](const std::string& wanted) {
+    const auto it = std::find_if(names.begin(), names.end(), [&](const std::string& n) { return n.starts_with(wanted); });
+    return it == names.end() ? std::string() : *it;
+  };
+  const std::string x = metric(c.curve_x), y = metric(c.curve_y);
+  std::vector<io::Series> series;
+  for (const RowConfig& row : c.rows) {
+    io::Series line{.label = row.label, .x = {}, .y = {}};
+    for (const RowOutcome& point : outcome.rows) {
+      const auto& values = point.result.metrics;
+      const auto at_x = values.find(x), at_y = values.find(y);
+      const bool own = point.label == row.label || point.label.starts_with(row.label + ", ");
+      if (!own || at_x == values.end() || at_y == values.end()) continue;
+      line.x.push_back(at_x->second.value), line.y.push_back(at_y->second.value);
+    }
+    if (line.x.size() > 1) series.push_back(std::move(line));
+  }
+  return series.empty() ? "" : io::svg_lines(series, {.title = c.name, .x_label = x, .y_label = y});
+}
+
 Json outcome_json(const ExperimentConfig& c, const Outcome& outcome) {
   eval::Results results;
   results.name = c.name;
@@ -254,6 +279,7 @@ void write_outcome(const std::filesystem::path& folder, const ExperimentConfig& 
   write_text_atomic(folder / "results.csv", to_csv(table));
   write_text_atomic(folder / "results.tex", to_latex(table, c.question.empty() ? c.name : c.question));
   if (const std::string svg = heat_map(c, outcome); !svg.empty()) write_text_atomic(folder / "heat_map.svg", svg);
+  if (const std::string svg = curve(c, outcome); !svg.empty()) write_text_atomic(folder / "curve.svg", svg);
 }
 
 }  // namespace fewstep::experiment

@@ -23,9 +23,11 @@ std::string to_csv(const Table& table);
 std::string to_latex(const Table& table, const std::string& caption);
 // Of the first metric over a matrix with two keys; "" otherwise.
 std::string heat_map(const ExperimentConfig& config, const Outcome& outcome);
+// curve_y over curve_x, a line a row, a point a value of the matrix; "" without the keys or with less than two points.
+std::string curve(const ExperimentConfig& config, const Outcome& outcome);
 Json outcome_json(const ExperimentConfig& config, const Outcome& outcome);
 
-// Everything into `folder`: results.json, results.md, results.csv, results.tex, heat_map.svg.
+// Everything into `folder`: results.json, results.md, results.csv, results.tex, heat_map.svg, curve.svg.
 void write_outcome(const std::filesystem::path& folder, const ExperimentConfig& config, const Outcome& outcome,
                    const PaperConfig* paper);
 

@@ -106,6 +106,7 @@ void add_commands(CLI::App& app) {
   add_eval_command(app);
   add_experiment_command(app);
   add_data_command(app);
+  add_export_command(app);
   add_model_command(app);
   add_config_command(app);
 }

@@ -3,13 +3,21 @@
 #include <fmt/format.h>
 
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "src/base/error.h"
 #include "src/base/text.h"
+#include "src/diffusion/verify_scheduler.h"
+#include "src/io/safetensors.h"
 #include "src/models/model.h"
+#include "src/models/model_folder.h"
+#include "src/models/stability_checkpoint.h"
 #include "src/models/verify.h"
+#include "src/models/weight_files.h"
+#include "src/tensor/ops.h"
+#include "src/pipelines/verify_pipeline.h"
 #include "tools/commands.h"
 
 
@@ -33,6 +41,25 @@ std::string component_of(const std::string& name) {
   return out.empty() ? name : out;
 }
 
+// "float16" or "float16 512, float32 4": dtypes and how many tensors have them.
+std::string dtypes_of(const std::vector<std::string>& dtypes) {
+  std::map<std::string, int64_t> counts;
+  for (const std::string& dtype : dtypes) ++counts[dtype];
+  std::string out;
+  for (const auto& [dtype, count] : counts) out += (out.empty() ? "" : ", ") + (counts.size() == 1 ? dtype : fmt::format("{} {}", dtype, count));
+  return out;
+}
+
+// From the headers alone; "" for a folder without weights.
+std::string stored_as(const std::filesystem::path& folder) {
+  if (!models::has_weights(folder)) return "; no weights";
+  const std::filesystem::path weights = models::find_weights(folder);
+  const io::Safetensors file(weights);
+  std::vector<std::string> dtypes;
+  for (const std::string& name : file.names()) dtypes.push_back(file.info(name).dtype);
+  return fmt::format("; stored as {} in {}", dtypes_of(dtypes), weights.filename().string());
+}
+
 void print_network(const std::filesystem::path& folder, const std::string& label) {
   const std::filesystem::path config_path = folder / "config.json";
   const Json config = read_json(config_path);
@@ -53,31 +80,76 @@ void print_network(const std::filesystem::path& folder, const std::string& label
     row->values += p.tensor.numel();
     total += p.tensor.numel();
   }
-  fmt::print("{}{}: {} values ({}), {} in float32; parameters {}\n", label, kind.name, total, human_count(static_cast<double>(total)),
-             human_bytes(static_cast<uint64_t>(total) * 4), module->parameter_count());
+  fmt::print("{}{}: {} values ({}), {} in float32; parameters {}{}\n", label, kind.name, total, human_count(static_cast<double>(total)),
+             human_bytes(static_cast<uint64_t>(total) * 4), module->parameter_count(), stored_as(folder));
   for (const Row& row : rows) fmt::print("  {:<32} {:>5} tensors {:>14}\n", row.name, row.tensors, row.values);
 }
 
+void print_single_file(const std::filesystem::path& path) {
+  const models::SingleFile file = models::read_single_file(path);
+  const auto text = [&](const char* key) { const auto it = file.metadata.find(key); return it == file.metadata.end() ? "" : it->second; };
+  const std::string made_of = file.files.contains("model_index.json") ? models::class_name_of(Json::parse(file.files.at("model_index.json"), nullptr, false)) : "";
+  fmt::print("single file: {}, predicts {}{}; {}\n", file.release != nullptr ? file.release->name : made_of.empty() ? "pipeline" : made_of,
+             file.v_prediction ? "v" : "epsilon", file.zero_terminal_snr ? ", zero terminal SNR" : "",
+             file.files.empty() ? "configs are told from the tensors" : fmt::format("holds {} files of its folder", file.files.size()));
+  if (!text("modelspec.title").empty())
+    fmt::print("  {} ({} {})\n", text("modelspec.title"), text("modelspec.architecture"), text("modelspec.resolution"));
+  for (const models::SingleFile::Network& n : file.networks) {
+    int64_t values = 0;
+    std::vector<std::string> dtypes;
+    for (const auto& [name, t] : n.tensors) values += t.numel(), dtypes.emplace_back(c10::toString(t.scalar_type()));
+    for (std::string& d : dtypes) d = d == "Half" ? "F16" : d == "Float" ? "F32" : d == "BFloat16" ? "BF16" : d;
+    fmt::print("{}: {}: {} values ({}) in {} tensors; stored as {} under '{}'\n", n.component, models::class_name_of(n.config), values,
+               human_count(static_cast<double>(values)), n.tensors.size(), dtypes_of(dtypes), n.prefix);
+  }
+  if (!file.extra.empty()) fmt::print("other tensors: {} ({}{})\n", file.extra.size(), file.extra.begin()->first, file.extra.size() > 1 ? ", ..." : "");
+}
+
 // A network's folder, or a pipeline's: model_index.json names [library, class] for each component folder.
-void model_info(const std::filesystem::path& folder) {
+void model_info(const std::filesystem::path& path) {
+  if (std::filesystem::is_regular_file(path) && path.extension() == ".safetensors") return print_single_file(path);
+  const bool alone = std::filesystem::exists(path / "config.json") && !std::filesystem::exists(path / "model_index.json");
+  const std::filesystem::path folder = alone ? path : models::as_model_folder(path);
   const std::filesystem::path index_path = folder / "model_index.json";
   if (!std::filesystem::exists(index_path)) return print_network(folder, "");
   const Json index = read_json(index_path);
   fmt::print("{}\n", models::class_name_of(index).empty() ? "pipeline" : models::class_name_of(index));
   for (const auto& [name, value] : index.items()) {
     if (!value.is_array() || !std::filesystem::is_directory(folder / name)) continue;
-    if (std::filesystem::exists(folder / name / "config.json"))
+    const bool network = std::filesystem::exists(folder / name / "config.json");
+    const std::string class_name = network ? models::class_name_of(read_json(folder / name / "config.json")) : "";
+    const auto kinds = models::model_kinds();
+    if (network && std::any_of(kinds.begin(), kinds.end(), [&](const models::ModelKind& k) { return k.name == class_name; }))
       print_network(folder / name, name + ": ");
     else
       fmt::print("{}: {}\n", name, value.back().is_string() ? value.back().get<std::string>() : "no weights");
   }
 }
 
+// What a golden folder is a folder of, by the file that says so; the first one that is there counts.
+struct Verifier {
+  const char* file;
+  models::VerifyReport (*verify)(const std::filesystem::path& folder, const models::VerifyOptions& options);
+};
+constexpr Verifier kVerifiers[] = {{"model_index.json", pipelines::verify_pipeline},
+                                   {"expected.json", models::verify_tokenizer},
+                                   {"scheduler_config.json", diffusion::verify_scheduler},
+                                   {"config.json", models::verify_model}};
+
+models::VerifyReport verify_folder(const std::filesystem::path& folder, const models::VerifyOptions& options) {
+  std::string known;
+  for (const Verifier& v : kVerifiers) {
+    if (std::filesystem::exists(folder / v.file)) return v.verify(folder, options);
+    known += (known.empty() ? "" : ", ") + std::string(v.file);
+  }
+  fail<DataError>("{}: not a golden folder: there is none of {}", folder.string(), known);
+}
+
 void model_verify(const ModelFlags& flags, bool has_limit) {
   models::VerifyOptions options;
   options.all = flags.all;
   if (has_limit) options.limit = flags.limit;
-  const models::VerifyReport report = models::verify_model(flags.folder, options);
+  const models::VerifyReport report = verify_folder(flags.folder, options);
   fmt::print("{}", models::to_text(report));
   if (report.passed) return;
   int64_t failed = 0, absent = 0;
@@ -94,8 +166,8 @@ void add_model_command(CLI::App& app) {
   CLI::App* model = app.add_subcommand("model", "Look into a model folder, or prove a port");
   model->require_subcommand(1);
   auto flags = std::make_shared<ModelFlags>();
-  CLI::App* info = model->add_subcommand("info", "Class and size of every component, without reading weights");
-  info->add_option("DIR", flags->folder, "model folder: config.json, or model_index.json")->required();
+  CLI::App* info = model->add_subcommand("info", "Class, size and dtype of every component, without reading weights");
+  info->add_option("DIR", flags->folder, "model folder (config.json, or model_index.json), run folder, or a checkpoint in a single file")->required();
   info->callback([flags] { model_info(flags->folder); });
   CLI::App* verify = model->add_subcommand("verify", "Run a golden folder and compare tensor by tensor");
   verify->add_option("DIR", flags->folder, "folder with config.json, weights and io.safetensors")->required();

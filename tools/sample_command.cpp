@@ -2,6 +2,7 @@
 #include <CLI/CLI.hpp>
 
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "src/base/error.h"
 #include "src/base/files.h"
@@ -26,7 +27,10 @@ const std::map<std::string, dist::DeviceKind> kDevices = {
     {"auto", dist::DeviceKind::automatic}, {"cpu", dist::DeviceKind::cpu}, {"cuda", dist::DeviceKind::cuda}};
 
 struct SampleArguments {
-  std::string model, prompt, prompts_file, out = "samples", device = "auto", decoder, save_tokens;
+  std::string model, prompt, prompts_file, out = "samples", device = "auto", decoder, save_tokens, save_latents, refiner,
+      init_image;
+  std::optional<int64_t> steps;
+  std::optional<double> strength;
   std::vector<std::string> overrides;
   int64_t num = 1;
   uint64_t seed = 0;
@@ -46,9 +50,16 @@ std::vector<std::string> prompt_list(const SampleArguments& a) {
   return all;
 }
 
+// Flags are keys by another name; `steps` is that of the model's kind.
 pipelines::GenerateOptions options_of(const SampleArguments& a) {
   std::vector<std::string> lines = a.overrides;
-  if (!a.decoder.empty()) lines.push_back("decoder=" + a.decoder);
+  const auto text = [&](std::string_view key, const std::string& value) {  // values are YAML: a path may hold anything
+    if (!value.empty()) lines.push_back(fmt::format("{}={}", key, Json(value).dump()));
+  };
+  text("decoder", a.decoder), text("refiner", a.refiner), text("init_image", a.init_image);
+  if (a.steps) lines.push_back(fmt::format("{}={}", pipelines::steps_key(a.model), *a.steps));
+  if (a.strength && a.init_image.empty()) fail<ConfigError>("--strength: says how far --init-image is noised; give that, too");
+  if (a.strength) lines.push_back(fmt::format("strength={}", *a.strength));
   pipelines::GenerateOptions options;
   config::read_overrides(lines, config::describe_root<pipelines::GenerateOptions>(), &options);
   return options;
@@ -76,7 +87,7 @@ void sample(const SampleArguments& a) {
   log::info("{}", pipeline->description());
   const auto total = static_cast<int64_t>(prompts.size());
   Progress progress("sample", total);
-  std::vector<Tensor> images, tokens;
+  std::vector<Tensor> images, tokens, latents;
   std::vector<pipelines::Generated> runs;
   Json index = Json::array();
   for (int64_t start = 0; start < total; start += options.batch_size) {
@@ -91,6 +102,8 @@ void sample(const SampleArguments& a) {
     }
     images.push_back(generated.images);
     if (generated.tokens.defined()) tokens.push_back(generated.tokens);
+    if (generated.latents.defined()) latents.push_back(generated.latents);
+    if (!a.save_latents.empty() && latents.empty()) fail<ConfigError>("--save-latents: this model does not make latents");
     progress.update(start + n, fmt::format("{:.1f} passes, {:.1f} model evaluations an image", generated.steps, generated.nfe));
   }
   progress.finish();
@@ -105,6 +118,7 @@ void sample(const SampleArguments& a) {
     if (tokens.empty()) fail<ConfigError>("--save-tokens: this model does not make tokens");
     io::write_safetensors(a.save_tokens, {{"tokens", at::cat(tokens)}});
   }
+  if (!a.save_latents.empty()) io::write_safetensors(a.save_latents, {{"latents", at::cat(latents)}});
   write_decoding_report(a, options, *pipeline, runs);
   log::info("{} images in {} (grid.png, metadata.jsonl)", total, a.out);
 }
@@ -115,7 +129,7 @@ void add_sample_command(CLI::App& app) {
   auto* command = app.add_subcommand("sample", "make images from prompts");
   auto a = std::make_shared<SampleArguments>();
   command->add_option("MODEL", a->model, "run folder, checkpoint or model folder")->required();
-  command->add_option("OVERRIDES", a->overrides, "key=value: guidance, temperature, top_k, top_p, batch_size, window, steps, ...");
+  command->add_option("OVERRIDES", a->overrides, "key=value: guidance, batch_size, temperature, window, sampler, height, original_size, ...");
   command->add_option("--prompt", a->prompt, "one prompt");
   command->add_option("--prompts", a->prompts_file, "text file, one prompt a line");
   command->add_option("--num", a->num, "samples of each prompt")->check(CLI::PositiveNumber);
@@ -124,10 +138,18 @@ void add_sample_command(CLI::App& app) {
   command->add_option("--device", a->device, "auto, cpu or cuda")->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   command->add_option("--decoder", a->decoder, "autoregressive models: ar, jacobi, sjd, sjd2, zipar");
   command->add_option("--save-tokens", a->save_tokens, "safetensors file: `tokens` [N, L] int64 in sample order");
+  command->add_option("--steps", a->steps, "diffusion models: sampling steps; decoder sjd2: noise levels")->check(CLI::PositiveNumber);
+  command->add_option("--save-latents", a->save_latents, "safetensors file: `latents` [N, C, h, w] in sample order, as the network has them");
+  command->add_option("--refiner", a->refiner, "diffusion models: a model that makes the last steps (handover=0.8)");
+  command->add_option("--init-image", a->init_image, "diffusion models: image file to start from");
+  command->add_option("--strength", a->strength, "how far --init-image is noised: share of the training timesteps, in (0, 1]");
   command->footer("Examples:\n"
                   "  fewstep sample runs/quickstart-ar --prompt \"a dark long dress\" --num 8 guidance=1.5\n"
                   "  fewstep sample runs/quickstart-ar --prompts prompts.txt --seed 3 --out out top_k=200\n"
                   "  fewstep sample runs/sjd2/finetune16 --prompt \"a dark long dress\" --decoder sjd2 window=64 steps=4 coupling=gumbel\n"
+                  "  fewstep sample runs/sdxl/tiny --prompt \"a dress\" --num 8 --steps 50 guidance=5 original_size=[28,28]\n"
+                  "  fewstep sample sdxl-base --refiner sdxl-refiner --prompt \"a lighthouse\" --steps 50 guidance=5 sampler=euler handover=0.8\n"
+                  "  fewstep sample sdxl-base --init-image photo.png --strength 0.4 --prompt \"a watercolour\" height=832 width=1216\n"
                   "What every key means: fewstep config explain sample");
   command->callback([a] { sample(*a); });
 }

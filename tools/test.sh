@@ -5,5 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 tools/build.sh
 start=$SECONDS
+# A folder of its own for everything that tests write: what an earlier run left behind cannot be met again.
+TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/fewstep-tests-XXXXXX")
+export TMPDIR
+trap 'rm -rf "$TMPDIR"' EXIT
 ctest --test-dir build --output-on-failure "$@"
 echo "test.sh: tests $((SECONDS - start)) s"

@@ -51,7 +51,7 @@ class AutoregressiveTrainer : public Trainer {
   AutoregressiveTrainer(const AutoregressiveConfig& config, const TrainContext& context)
       : config_(config), context_(context), device_(context.world.device()), task_(make_task(config, context)),
         layout_(task_.layout()), model_(complete(config.model, layout_)),
-        set_("transformer", initialised(), config.optimizer, context.world, context.total_steps) {
+        set_("transformer", initialised(), config.optimizer, context.world, context.horizon) {
     log::info("autoregressive: {} parameters, {} caption + {} image tokens, vocabulary {} ({} text + 1 + {} codes)",
               model_.parameter_count(), layout_.prompt_length(), layout_.image_length(), layout_.vocab_size(), layout_.text_vocab,
               layout_.codebook);

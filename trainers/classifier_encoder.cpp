@@ -32,7 +32,7 @@ class ClassifierEncoderTrainer : public Trainer {
   ClassifierEncoderTrainer(const ClassifierEncoderConfig& config, const TrainContext& context)
       : config_(config), context_(context), model_(complete(config.model, context)),
         pool_(context.train, config.partner_images, context.seed),
-        set_("encoder", start_network(model_, context), config.optimizer, context.world, context.total_steps) {}
+        set_("encoder", start_network(model_, context), config.optimizer, context.world, context.horizon) {}
 
   Metrics step(const Batch& batch, const StepContext& at) override {
     Metrics metrics;

@@ -33,7 +33,7 @@ class ContrastiveTrainer : public Trainer {
   ContrastiveTrainer(const ContrastiveTrainerConfig& config, const TrainContext& context)
       : config_(config), context_(context), tokenizer_(train_tokenizer(context.train, config.text_vocab, context.seed)),
         model_(complete(config.model, context, tokenizer_)), pool_(context.train, config.partner_images, context.seed),
-        set_("clip", start_network(model_, context), config.optimizer, context.world, context.total_steps) {}
+        set_("clip", start_network(model_, context), config.optimizer, context.world, context.horizon) {}
 
   Metrics step(const Batch& batch, const StepContext& at) override {
     Metrics metrics;

@@ -14,13 +14,6 @@
 namespace fewstep {
 namespace fs = std::filesystem;
 
-void describe_precision(config::Visitor& v, Precision& p) {
-  static constexpr config::Choice kPrecisions[] = {{"float32", 0}, {"float64", 1}, {"bfloat16", 2}};
-  v.field("precision", p, "float32; bfloat16: autocast; float64: for exact comparisons", kPrecisions);
-}
-
-at::ScalarType dtype_of(Precision p) { return p == Precision::float64 ? at::kDouble : at::kFloat; }
-
 std::unique_ptr<models::VQModel> load_vq(const std::string& folder, std::string_view key, at::Device device) {
   auto module = models::load_model(pipelines::find_model(folder) / "vq");
   auto* vq = dynamic_cast<models::VQModel*>(module.get());

@@ -12,12 +12,9 @@
 #include "src/pipelines/pipeline.h"
 #include "src/text/bpe.h"
 #include "trainers/trainer.h"
+#include "trainers/tuning.h"
 
 namespace fewstep {
-
-enum class Precision { float32, float64, bfloat16 };
-void describe_precision(config::Visitor& v, Precision& p);  // the key `precision`
-at::ScalarType dtype_of(Precision p);                       // of the weights; bfloat16 is autocast over float32 weights
 
 // The frozen `vq/` of a run or model folder. ConfigError names `key`.
 std::unique_ptr<models::VQModel> load_vq(const std::string& folder, std::string_view key, at::Device device);

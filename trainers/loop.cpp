@@ -27,6 +27,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
 
+std::string id_text(const Batch& batch) {
+  const Tensor ids = batch.ids.to(at::kCPU).contiguous();
+  return fmt::format("{}", fmt::join(ids.const_data_ptr<int64_t>(), ids.const_data_ptr<int64_t>() + ids.numel(), ", "));
+}
+
 double percentile(std::vector<double> values, double q) {
   if (values.empty()) return 0;
   const size_t k = std::min(values.size() - 1, static_cast<size_t>(q * static_cast<double>(values.size())));
@@ -34,47 +39,39 @@ double percentile(std::vector<double> values, double q) {
   return values[k];
 }
 
-void check_batch(const LoopConfig& c, int ranks) {
+void check_batch(const LoopConfig& c, int ranks, const std::string& stage) {
   const int64_t parts = c.accumulate * ranks;
   if (c.batch_size % parts != 0)
-    fail<ConfigError>("loop.batch_size {} is not divisible by {} ranks x {} accumulated micro-steps; the nearest that are: {} and {}",
-                      c.batch_size, ranks, c.accumulate, std::max<int64_t>(c.batch_size / parts, 1) * parts,
-                      (c.batch_size / parts + 1) * parts);
+    fail<ConfigError>("{}loop.batch_size {} is not divisible by {} ranks x {} accumulated micro-steps; the nearest that are: {} and {}",
+                      stage.empty() ? "" : "stage '" + stage + "': ", c.batch_size, ranks, c.accumulate,
+                      std::max<int64_t>(c.batch_size / parts, 1) * parts, (c.batch_size / parts + 1) * parts);
 }
 
 // One run in progress. The step itself is the trainer's; everything around it is here.
 class Loop {
  public:
-  Loop(RunConfig& config, dist::World& world, bool resume) : config_(config), world_(world), resolved_(config::to_yaml(config)) {
-    check_batch(config.loop, world.size());
+  Loop(RunConfig& config, dist::World& world, bool resume)
+      : config_(config), world_(world), resolved_(config::to_yaml(config)), stages_(plan_stages(config)), total_(stages_.back().end) {
+    for (const Stage& stage : stages_) check_batch(stage.config->loop, world.size(), stage.name);
     open_folder(resume);
-    train_data_ = config.data->build(Split::train);
-    if (train_data_->size() == 0) fail<DataError>("data: the train split of {} is empty", train_data_->description());
-    if (config.loop.validation_samples > 0) validation_data_ = config.data->build(Split::heldout);
-    log::info("{}: {}", config.name, train_data_->description());
-    trainer_ = config.trainer->build({.world = world, .seed = static_cast<uint64_t>(config.seed), .total_steps = config.loop.steps,
-                                      .batch_size = config.loop.batch_size, .accumulate = config.loop.accumulate,
-                                      .train = *train_data_, .validation = validation_data_.get()});
-    if (resume) restore();
+    if (const auto found = resume ? io::find_checkpoint(config_.folder()) : std::nullopt) {
+      resume_from(*found);
+      log::info("{}: resumed from {} (step {} of {})", config_.name, found->filename().string(), state_.step, total_);
+      return;
+    }
+    if (resume) log::info("{}: nothing to resume in {}, starting from the beginning", config_.name, config_.folder().string());
+    enter(0, {});
   }
 
   LoopResult run() {
-    const LoopConfig& c = config_.loop;
-    Loader loader(*train_data_, {.batch_size = c.batch_size, .rank = world_.rank(), .world_size = world_.size(),
-                                 .seed = static_cast<uint64_t>(config_.seed), .first_step = state_.step, .workers = c.workers,
-                                 .prefetch = c.prefetch});
-    if (world_.is_main()) progress_ = std::make_unique<Progress>(config_.name, c.steps, state_.step);
-    interval_start_ = Clock::now();
-    while (state_.step < c.steps) {
-      const Batch batch = loader.next().to(world_.device());
-      train_step(batch);
-      const bool last = state_.step == c.steps;
-      if (state_.step % c.log_every == 0 || last) log_interval(loader);
-      if (last || due(c.validate_every)) validate();
-      if (last || due(c.sample_every)) save_samples();
-      const bool stop = stop_agreed();
-      if (last || due(c.checkpoint_every) || stop) save();
-      if (stop && !last) throw Interrupted(fmt::format("stopped at step {} of {}; continue with --resume", state_.step, c.steps));
+    if (world_.is_main()) progress_ = std::make_unique<Progress>(config_.name, total_, state_.step);
+    while (state_.step < total_) {
+      if (state_.step == stage_->end) {
+        const fs::path checkpoint = io::checkpoint_path(config_.folder(), state_.step);
+        enter(stage_of(stages_, state_.step), checkpoint / "model");
+        go_on(checkpoint, stage_->carry);
+      }
+      run_stage();
     }
     if (progress_) progress_->finish();
     world_.barrier();
@@ -82,6 +79,65 @@ class Loop {
   }
 
  private:
+  // Data and trainer with the settings of stage `index`. `model`: that of the checkpoint to be loaded next, if any.
+  void enter(size_t index, const fs::path& model) {
+    trainer_.reset();  // before the data it refers to
+    stage_ = &stages_[index];
+    const RunConfig& c = *stage_->config;
+    train_data_ = c.data->build(Split::train);
+    if (train_data_->size() == 0) fail<DataError>("data: the train split of {} is empty", train_data_->description());
+    validation_data_ = c.loop.validation_samples > 0 ? c.data->build(Split::heldout) : nullptr;
+    log::info("{}: {}{}", config_.name, stage_->name.empty() ? "" : fmt::format("stage '{}' ({} steps): ", stage_->name, stage_->end - stage_->first),
+              train_data_->description());
+    const bool anew = config_.schedule_over == ScheduleSpan::stage;
+    trainer_ = c.trainer->build({.world = world_, .seed = static_cast<uint64_t>(config_.seed), .total_steps = total_,
+                                 .horizon = anew ? Horizon(stage_->first, stage_->end - stage_->first) : Horizon(total_),
+                                 .batch_size = c.loop.batch_size, .accumulate = c.loop.accumulate,
+                                 .train = *train_data_, .validation = validation_data_.get(), .resume = model});
+  }
+
+  void resume_from(const fs::path& checkpoint) {
+    const CheckpointState saved = checkpoint_state(checkpoint);
+    const auto before = static_cast<size_t>(saved.stage), now = stage_of(stages_, saved.step);
+    const bool boundary = before + 1 == now && saved.step == stages_[now].first;  // written at the end of the stage before
+    if (before != now && !boundary)
+      fail<ConfigError>("cannot resume from {}: step {} was in stage {} of the run, and is in stage {} ('{}') of `stages` as they are "
+                        "now: give stage {} at least {} steps", checkpoint.string(), saved.step, before + 1, now + 1, stages_[now].name,
+                        before + 1, before < stages_.size() ? saved.step - stages_[before].first : 0);
+    enter(now, checkpoint / "model");
+    go_on(checkpoint, boundary ? stage_->carry : CarryConfig());
+  }
+
+  void go_on(const fs::path& checkpoint, const CarryConfig& carry) {
+    state_ = read_checkpoint(checkpoint, *trainer_, resolved_, world_.size(), carry);
+    state_.stage = stage_ - stages_.data();
+  }
+
+  // To the stage's end, or to a signal.
+  void run_stage() {
+    const LoopConfig& c = loop();
+    Loader loader(*train_data_, {.batch_size = c.batch_size, .rank = world_.rank(), .world_size = world_.size(),
+                                 .seed = static_cast<uint64_t>(config_.seed), .first_step = stage_->loader_step(state_.step),
+                                 .workers = c.workers, .prefetch = c.prefetch});
+    waited_before_ = 0;
+    interval_start_ = Clock::now();
+    while (state_.step < stage_->end) {
+      const Batch batch = loader.next().to(world_.device());
+      state_.epoch = loader.epoch_of(stage_->loader_step(state_.step));
+      train_step(batch);
+      const bool last = state_.step == stage_->end;
+      if (state_.step % c.log_every == 0 || last) log_interval(loader);
+      if (last || due(c.validate_every)) validate();
+      if (last || due(c.sample_every)) save_samples();
+      const bool stop = stop_agreed();
+      if (last || due(c.checkpoint_every) || stop) save();
+      if (stop && state_.step < total_)
+        throw Interrupted(fmt::format("stopped at step {} of {}; continue with --resume", state_.step, total_));
+    }
+    world_.barrier();  // every rank reads the checkpoint at a boundary
+  }
+
+  const LoopConfig& loop() const { return stage_->config->loop; }
   bool due(int64_t every) const { return every > 0 && state_.step % every == 0; }
 
   void open_folder(bool resume) {
@@ -94,19 +150,9 @@ class Loop {
                         folder.string(), found->filename().string());
   }
 
-  void restore() {
-    const auto found = io::find_checkpoint(config_.folder());
-    if (!found) {
-      log::info("{}: nothing to resume in {}, starting from the beginning", config_.name, config_.folder().string());
-      return;
-    }
-    state_ = read_checkpoint(*found, *trainer_, resolved_, world_.size());
-    log::info("{}: resumed from {} (step {} of {})", config_.name, found->filename().string(), state_.step, config_.loop.steps);
-  }
-
   void train_step(const Batch& batch) {
     const Clock::time_point begin = Clock::now();
-    state_.epoch = state_.step * config_.loop.batch_size / train_data_->size();
+    log::debug("step {} rank {}: epoch {} ids [{}]", state_.step, world_.rank(), state_.epoch, id_text(batch));
     try {
       metrics_.merge(trainer_->step(batch, {.step = state_.step, .epoch = state_.epoch, .seed = static_cast<uint64_t>(config_.seed)}));
     } catch (const NumericError& e) {
@@ -114,16 +160,15 @@ class Loop {
     }
     step_seconds_.push_back(seconds_since(begin));
     state_.step += 1;
-    state_.images += config_.loop.batch_size;
+    state_.images += loop().batch_size;
   }
 
   // The weights are as before the step: they are kept for inspection, never as `latest`.
   [[noreturn]] void stop_on_nonfinite(const Batch& batch, const NumericError& error) {
-    const Tensor ids = batch.ids.to(at::kCPU).contiguous();
     const fs::path folder = config_.folder() / "checkpoints" / fmt::format("failed-step-{:09}", state_.step);
     if (world_.is_main()) write_checkpoint(folder, *trainer_, state_, resolved_, world_.size());
-    fail<NumericError>("step {}: {}; sample ids of this rank: [{}]; state saved in {}", state_.step, error.what(),
-                       fmt::join(ids.const_data_ptr<int64_t>(), ids.const_data_ptr<int64_t>() + ids.numel(), ", "), folder.string());
+    fail<NumericError>("step {}: {}; sample ids of this rank: [{}]; state saved in {}", state_.step, error.what(), id_text(batch),
+                       folder.string());
   }
 
   void log_interval(const Loader& loader) {
@@ -131,8 +176,8 @@ class Loop {
     const double interval = seconds_since(interval_start_), waited = loader.wait_seconds() - waited_before_;
     const auto steps = static_cast<double>(step_seconds_.size());
     state_.seconds += interval;
-    const double units = steps * static_cast<double>(config_.loop.batch_size) * trainer_->units_per_sample() / interval;
-    const double tflops = steps * static_cast<double>(config_.loop.batch_size) * trainer_->flops_per_sample() / interval * 1e-12;
+    const double units = steps * static_cast<double>(loop().batch_size) * trainer_->units_per_sample() / interval;
+    const double tflops = steps * static_cast<double>(loop().batch_size) * trainer_->flops_per_sample() / interval * 1e-12;
     if (world_.is_main()) {
       const double p50 = 1e3 * percentile(step_seconds_, 0.5), p95 = 1e3 * percentile(step_seconds_, 0.95);
       std::string note;
@@ -140,9 +185,10 @@ class Loop {
       note += fmt::format("{}/s {:.0f}  ms/step {:.0f}/{:.0f} (p50/p95)  data wait {:.0f}%  {}", trainer_->throughput_unit(), units, p50,
                           p95, 100 * waited / interval, human_bytes(static_cast<uint64_t>(peak_memory())));
       progress_->update(state_.step, note);
-      const Json fields = {{"step", state_.step}, {"images", state_.images}, {"seconds", state_.seconds},
+      Json fields = {{"step", state_.step}, {"images", state_.images}, {"seconds", state_.seconds},
                            {"units_per_second", units}, {"unit", trainer_->throughput_unit()}, {"ms_p50", p50}, {"ms_p95", p95},
                            {"data_wait", waited / interval}, {"tflops_per_second", tflops}, {"peak_bytes", peak_memory()}};
+      if (!stage_->name.empty()) fields["stage"] = stage_->name;
       folder_->log("train", fields, last_train_, state_.step);
     }
     step_seconds_.clear();
@@ -150,27 +196,28 @@ class Loop {
     interval_start_ = Clock::now();
   }
 
-  // The same samples each time, in micro-batches, each rank an equal share (the total is a multiple of the ranks).
+  // The same samples each time, in micro-batches of one size of image, each rank an equal share.
   void validate() {
-    const int64_t ranks = world_.size();
-    const int64_t available = validation_data_ ? std::min(config_.loop.validation_samples, validation_data_->size()) : 0;
-    const int64_t total = available / ranks * ranks;
-    if (total == 0) return;
+    if (!validation_data_) return;
+    const int64_t ranks = world_.size(), micro = std::max<int64_t>(1, loop().batch_size / (ranks * loop().accumulate));
     const Clock::time_point begin = Clock::now();
-    const int64_t micro = std::max<int64_t>(1, config_.loop.batch_size / (ranks * config_.loop.accumulate));
     Metrics metrics;
     const NoGrad no_grad;
-    for (int64_t start = 0; start < total; start += micro * ranks) {
-      const int64_t share = std::min(micro, (total - start) / ranks), first = start + world_.rank() * share;
-      const Batch batch = load_range(*validation_data_, first, first + share, static_cast<uint64_t>(config_.seed));
+    int64_t used = 0;
+    for (const std::vector<int64_t>& indices : validation_batches(*validation_data_, loop().validation_samples, micro, ranks)) {
+      const size_t share = indices.size() / static_cast<size_t>(ranks);
+      const auto own = std::span(indices).subspan(static_cast<size_t>(world_.rank()) * share, share);
+      const Batch batch = load_indices(*validation_data_, own, static_cast<uint64_t>(config_.seed));
       metrics.merge(trainer_->validate(batch.to(world_.device())));
+      used += static_cast<int64_t>(indices.size());
     }
+    if (used == 0) return;
     last_validation_ = metrics.reduce(world_);
     if (world_.is_main()) {
       folder_->log("validation", {{"step", state_.step}, {"images", state_.images}, {"seconds", state_.seconds}}, last_validation_, state_.step);
       std::string line;
       for (const auto& [name, value] : last_validation_) line += fmt::format(" {} {:.5g}", name, value);
-      log::info("{}: step {} validation{} ({} samples, {})", config_.name, state_.step, line, total, human_duration(seconds_since(begin)));
+      log::info("{}: step {} validation{} ({} samples, {})", config_.name, state_.step, line, used, human_duration(seconds_since(begin)));
     }
     interval_start_ += Clock::now() - begin;
   }
@@ -187,7 +234,7 @@ class Loop {
     const Clock::time_point begin = Clock::now();
     if (world_.is_main()) {
       write_checkpoint(io::checkpoint_path(config_.folder(), state_.step), *trainer_, state_, resolved_, world_.size());
-      io::publish_checkpoint(config_.folder(), state_.step, config_.loop.keep_last);
+      io::publish_checkpoint(config_.folder(), state_.step, loop().keep_last);
       folder_->flush();
     }
     interval_start_ += Clock::now() - begin;
@@ -204,6 +251,9 @@ class Loop {
   RunConfig& config_;
   dist::World& world_;
   const std::string resolved_;
+  const std::vector<Stage> stages_;
+  const int64_t total_;        // steps of all stages
+  const Stage* stage_ = nullptr;
   std::unique_ptr<Dataset> train_data_, validation_data_;
   std::unique_ptr<RunFolder> folder_;  // rank 0
   std::unique_ptr<Trainer> trainer_;

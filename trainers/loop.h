@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 
+#include "trainers/stages.h"
 #include "trainers/trainer.h"
 
 namespace fewstep {
@@ -30,12 +31,14 @@ struct RunConfig {
   LoopConfig loop;
   std::unique_ptr<DatasetConfig> data;
   std::unique_ptr<TrainerConfig> trainer;
+  std::vector<StageConfig> stages;                 // empty: loop.steps steps with one setting
+  ScheduleSpan schedule_over = ScheduleSpan::run;
   std::filesystem::path folder() const;
 };
 void describe(config::Visitor& v, RunConfig& c);
 
 struct LoopResult {
-  int64_t steps = 0;
+  int64_t steps = 0;               // of all stages
   double seconds = 0;              // training only
   std::map<std::string, double> last_train, last_validation;
 };

@@ -2,12 +2,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include <set>
-
 #include "src/base/error.h"
-#include "src/base/files.h"
 #include "src/base/log.h"
-#include "src/io/safetensors.h"
 #include "src/models/model.h"
 #include "src/nn/lora.h"
 #include "src/tensor/modes.h"
@@ -44,34 +40,16 @@ bool of_embedding(std::string_view name) {
   return name.starts_with("model.embed_tokens.") || name.starts_with("model.embed_affine.");
 }
 
-// What PEFT loads onto the start network.
-void save_adapter(const fs::path& folder, const nn::Module& module, const LoraConfig& c, const std::string& base) {
-  TensorMap tensors;
-  std::set<std::string> layers;  // for PEFT, to which an empty list means none
-  for (const auto& [name, tensor] : module.adapter(kAdapter)) {
-    tensors.emplace("base_model.model." + name, tensor.detach());
-    const std::string layer = name.substr(0, name.rfind(".lora_"));
-    layers.insert(layer.substr(layer.rfind('.') + 1));
-  }
-  make_directories(folder);
-  write_json(folder / "adapter_config.json",
-             {{"peft_type", "LORA"}, {"task_type", "CAUSAL_LM"}, {"base_model_name_or_path", base}, {"r", c.rank},
-              {"lora_alpha", c.alpha}, {"lora_dropout", 0.0}, {"target_modules", c.targets.empty() ? Json(layers) : Json(c.targets)},
-              {"bias", "none"}, {"fan_in_fan_out", false}, {"inference_mode", true}});
-  io::write_safetensors(folder / "adapter_model.safetensors", tensors, {{"format", "pt"}});
-}
-
 class NextCleanTokenTrainer : public Trainer {
  public:
   NextCleanTokenTrainer(const NextCleanTokenConfig& config, const TrainContext& context)
       : config_(config), context_(context), device_(context.world.device()), start_(pipelines::find_model(config.model)),
         task_(ImageTokenTask::load(start_, "trainer.model", device_)), layout_(task_.layout()),
         model_(load_start(config, start_, layout_)), noise_(config.noise, model_->embedding_weight(), layout_.image_id(0)),
-        structural_(layout_.forced_codes().ge(0)),
-        set_("transformer", trainable(), config.optimizer, context.world, context.total_steps) {
+        structural_(layout_.forced_codes().ge(0)), tuning_(prepare(), config.lora, kAdapter, context.seed),
+        set_("transformer", trainable(), config.optimizer, context.world, context.horizon) {
     task_.check_images(context.train.get(0, 0, 0), "trainer.model");
     noise_.to(model_->embedding_weight().options());
-    if (config.lora.rank > 0) active_ = {{kAdapter, 1.0}};
     const SignalToNoise snr = signal_to_noise(noise_, model_->embedding_weight(), layout_.image_id(0));
     log::info("next_clean_token: {} of {} parameters trained, from {}; signal to noise of the table's dimensions at t = 0.5: "
               "{:.3g} to {:.3g}, median {:.3g}", trained(), model_->parameter_count(), start_.string(), snr.min, snr.max,
@@ -85,7 +63,7 @@ class NextCleanTokenTrainer : public Trainer {
     for_micro_batches(batch, context_.accumulate, [&](const Batch& micro, bool last) {
       const Tensor prompts = task_.drop_captions(task_.prompts(micro.captions), micro.ids, config_.caption_dropout, at);
       const Autocast autocast(device_.type(), at::kBFloat16, config_.precision == Precision::bfloat16);
-      const nn::AdapterScope adapter(active_);
+      const nn::AdapterScope adapter(tuning_.active());
       const Tensor indices = task_.indices(micro.images);
       const NoiseKey key{micro.ids.to(at::kCPU), at.seed, at.step};
       const Tensor loss = config_.noisy ? noisy_loss(prompts, indices, key, metrics)
@@ -100,7 +78,7 @@ class NextCleanTokenTrainer : public Trainer {
   // The loss of step 0's noise, and that of the plain autoregressive law, which gated decoding samples from.
   Metrics validate(const Batch& batch) override {
     const TrainableSet::EmaScope ema(set_);
-    const nn::AdapterScope adapter(active_);
+    const nn::AdapterScope adapter(tuning_.active());
     Metrics metrics;
     const Tensor prompts = task_.prompts(batch.captions), indices = task_.indices(batch.images);
     if (config_.noisy) noisy_loss(prompts, indices, {batch.ids.to(at::kCPU), context_.seed, 0}, metrics);
@@ -110,19 +88,14 @@ class NextCleanTokenTrainer : public Trainer {
 
   Tensor sample_grid(uint64_t seed) override {
     const TrainableSet::EmaScope ema(set_);
-    const nn::AdapterScope adapter(active_);
+    const nn::AdapterScope adapter(tuning_.active());
     return task_.sample_grid(*model_, context_, config_.sample, seed, config_.noisy ? &noise_ : nullptr);
   }
 
   void save_model(const fs::path& folder) const override {
     const TrainableSet::EmaScope ema(set_);
-    const Json config = model_->config().to_json();
-    if (config_.lora.rank > 0) {
-      models::save_model(folder / "transformer", nn::merged_state(*model_, kAdapter), config);
-      save_adapter(folder / "transformer_lora", *model_, config_.lora, config_.model);
-    } else {
-      models::save_model(folder / "transformer", *model_, config);
-    }
+    models::save_model(folder / "transformer", tuning_.merged_state(), model_->config().to_json());
+    tuning_.save_adapter(folder / "transformer_lora", config_.model, "CAUSAL_LM");
     if (config_.noisy) noise_.save(folder / "next_clean_token");
     task_.save(folder, config_.noisy ? Json{{"next_clean_token", {"fewstep", "EmbeddingNoise"}}} : Json::object());
   }
@@ -150,22 +123,20 @@ class NextCleanTokenTrainer : public Trainer {
   // FLOP per weight and column: 2 forward, 2 for the gradient of inputs, 2 for that of weights that are trained.
   double flops_per_sample() const override {
     const auto weights = static_cast<double>(model_->parameter_count() - model_->embedding_weight().numel());
-    const double adapter = config_.lora.rank > 0 ? static_cast<double>(trained()) : 0;
-    return ((config_.lora.rank > 0 ? 4 : 6) * weights + 6 * adapter) * static_cast<double>(columns());
+    const double adapter = config_.lora.on() ? static_cast<double>(trained()) : 0;
+    return ((config_.lora.on() ? 4 : 6) * weights + 6 * adapter) * static_cast<double>(columns());
   }
 
  private:
-  NamedTensors trainable() {
+  models::LlamaForCausalLM& prepare() {
     model_->to(device_);
     model_->set_recompute(config_.recompute);
-    model_->requires_grad(config_.lora.rank == 0);
-    if (config_.lora.rank > 0) {
-      const LoraConfig& c = config_.lora;
-      nn::add_adapter(*model_, {.name = kAdapter, .rank = c.rank, .alpha = c.alpha, .targets = c.targets}, context_.seed);
-      return model_->adapter(kAdapter);
-    }
+    return *model_;
+  }
+  NamedTensors trainable() {
+    if (config_.lora.on()) return tuning_.parameters();
     NamedTensors out;
-    for (NamedTensor& p : model_->parameters()) {
+    for (NamedTensor& p : tuning_.parameters()) {
       const bool frozen = config_.freeze_embeddings && of_embedding(p.name);
       p.tensor.set_requires_grad(!frozen);
       if (!frozen) out.push_back(std::move(p));
@@ -202,11 +173,7 @@ class NextCleanTokenTrainer : public Trainer {
   double rows_per_sample() const {
     return config_.noisy ? loss_rows(config_.layout, layout_.image_length()) : static_cast<double>(layout_.image_length());
   }
-  int64_t trained() const {
-    int64_t count = 0;
-    for (const auto& [name, tensor] : set_.parameters()) count += tensor.numel();
-    return count;
-  }
+  int64_t trained() const { return count_elements(set_.parameters()); }
   // Columns of one pass, timestep tokens left out: they are few, or (per_slot) as many as the noisy ones.
   int64_t columns() const {
     const bool two = config_.noisy && config_.layout.layout == NoiseLayout::two_stream;
@@ -222,17 +189,11 @@ class NextCleanTokenTrainer : public Trainer {
   const std::unique_ptr<models::LlamaForCausalLM> model_;
   models::EmbeddingNoise noise_;
   const Tensor structural_;  // bool [N]
-  std::vector<nn::ActiveAdapter> active_;
+  const Tuning tuning_;
   mutable TrainableSet set_;
 };
 
 }  // namespace
-
-void describe(config::Visitor& v, LoraConfig& c) {
-  v.field("rank", c.rank, "of the adapters; 0: all weights are trained", config::kNonNegative);
-  v.field("alpha", c.alpha, "strength of the adapters is alpha / rank", config::kPositive);
-  v.field("targets", c.targets, "ends of the names of the layers that get one; empty: all linear layers");
-}
 
 void NextCleanTokenConfig::describe(config::Visitor& v) {
   v.require("model");

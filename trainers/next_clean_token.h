@@ -2,7 +2,6 @@
 // 2510.08994), so that a decoder may start from noise and denoise many positions at once.
 #pragma once
 #include <string>
-#include <vector>
 
 #include "src/models/embedding_noise.h"
 #include "src/tensor/optim.h"
@@ -11,13 +10,6 @@
 #include "trainers/noise_layout.h"
 
 namespace fewstep {
-
-struct LoraConfig {
-  int64_t rank = 0;                 // 0: all weights are trained
-  double alpha = 16;
-  std::vector<std::string> targets = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
-};
-void describe(config::Visitor& v, LoraConfig& c);
 
 struct NextCleanTokenConfig : TrainerConfig {
   std::string model;                // run or model folder of the trainer `autoregressive`: start weights, tokenizers, layout
@@ -29,7 +21,7 @@ struct NextCleanTokenConfig : TrainerConfig {
   double caption_dropout = 0.1;
   Precision precision = Precision::float32;
   bool recompute = false;
-  LoraConfig lora;
+  LoraConfig lora = {.targets = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}};
   AnisotropyConfig anisotropy;
   pipelines::GenerateOptions sample;  // of the sample grids
 

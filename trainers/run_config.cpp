@@ -1,5 +1,8 @@
 // RunConfig: the YAML file of one training run.
+#include <fmt/ranges.h>
+
 #include "datasets/dataset.h"
+#include "src/base/error.h"
 #include "trainers/loop.h"
 
 namespace fewstep {
@@ -33,6 +36,22 @@ void describe(config::Visitor& v, RunConfig& c) {
   v.field("data", c.data, "the data set", dataset_kinds());
   v.require("trainer");
   v.field("trainer", c.trainer, "what is trained and how", trainer_kinds());
+  v.field("stages", c.stages, "stretches of the run, one after the other, each with settings of its own; empty: one, of loop.steps");
+  static constexpr config::Choice kSpans[] = {{"run", 0}, {"stage", 1}};
+  v.field("schedule_over", c.schedule_over, "what learning-rate schedules and their warm-up span, in a run with stages", kSpans);
+  if (!c.stages.empty()) {
+    // A default cannot be told from a number that was given; a number given is refused unless it says the same.
+    const int64_t total = total_steps(c.stages);
+    v.check(c.loop.steps == total || c.loop.steps == LoopConfig().steps, "loop",
+            fmt::format("steps is {}, but those of the stages sum up to {}: leave it out", c.loop.steps, total));
+    c.loop.steps = total;
+    std::vector<std::string> refused;
+    for (const StageConfig& stage : c.stages)
+      for (const auto& [key, value] : stage.set)
+        if (c.trainer && key.starts_with("trainer.") && c.trainer->fixed(std::string_view(key).substr(8)))
+          refused.push_back(fmt::format("{} (stage '{}')", key, stage.name));
+    v.check(refused.empty(), "stages", fmt::format("what makes the network cannot change within a run: {}", fmt::join(refused, ", ")));
+  }
   v.check(!c.name.empty() && c.name.find('/') == std::string::npos, "name", "must be a plain, non-empty name");
 }
 

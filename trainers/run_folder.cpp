@@ -71,9 +71,25 @@ Json environment(int world_size) {
 
 constexpr int kFormatVersion = 1;
 
-bool changes_the_run(const std::string& key) {
-  if (key.starts_with("trainer.sample.")) return false;  // pictures only
-  return key.starts_with("trainer.") || key.starts_with("data.") || key == "seed" || key == "loop.batch_size";
+bool pictures_only(std::string_view key) { return key.starts_with("trainer.sample."); }
+
+// Of a stage that is over nothing may change; of the one in progress its length, of those to come everything.
+bool changes_a_past_stage(const std::string& key, const Json& saved) {
+  const size_t close = key.find(']');
+  if (close == std::string::npos) return true;  // there were none, or there are none now
+  const int64_t stage = std::stoll(key.substr(7, close - 7)), current = saved.value("stage", int64_t{0});
+  const std::string below = key.substr(std::min(key.size(), close + 2));
+  return stage < current || (stage == current && below != "steps" && below != "name" && !pictures_only(below.substr(std::min<size_t>(4, below.size()))));
+}
+
+bool changes_the_run(const config::Difference& d, const Json& saved) {
+  const std::string& key = d.key;
+  // Keys that older checkpoints do not have, at the value that means what they did.
+  if (d.before == "(absent)" && (d.after == "[]" ? key == "stages" : d.after == "run" && key == "schedule_over")) return false;
+  if (d.before == "(absent)" && key.ends_with(".ema_warmup") && d.after == "none") return false;
+  if (key.starts_with("stages")) return changes_a_past_stage(key, saved);
+  if (pictures_only(key)) return false;
+  return key.starts_with("trainer.") || key.starts_with("data.") || key == "seed" || key == "loop.batch_size" || key == "schedule_over";
 }
 
 }  // namespace
@@ -85,20 +101,27 @@ void write_checkpoint(const fs::path& target, const Trainer& trainer, const Chec
   for (const auto& [stem, tensors] : trainer.state()) io::write_safetensors(writer.folder() / (stem + ".safetensors"), tensors);
   write_json(writer.folder() / "state.json",
              {{"format_version", kFormatVersion}, {"step", state.step}, {"epoch", state.epoch}, {"images", state.images},
-              {"seconds", state.seconds}, {"config_sha256", sha256_hex(resolved_config)},
+              {"stage", state.stage}, {"seconds", state.seconds}, {"config_sha256", sha256_hex(resolved_config)},
               {"environment", environment(world_size)}, {"written", utc_timestamp()}});
   write_text_atomic(writer.folder() / "config.yaml", resolved_config);
   writer.commit();
 }
 
-CheckpointState read_checkpoint(const fs::path& folder, Trainer& trainer, const std::string& resolved_config, int world_size) {
+CheckpointState checkpoint_state(const fs::path& folder) {
+  const Json saved = read_json(folder / "state.json");
+  return {.step = saved.at("step"), .images = saved.at("images"), .epoch = saved.at("epoch"),
+          .stage = saved.value("stage", int64_t{0}), .seconds = saved.at("seconds")};
+}
+
+CheckpointState read_checkpoint(const fs::path& folder, Trainer& trainer, const std::string& resolved_config, int world_size,
+                                const CarryConfig& carry) {
   const Json saved = read_json(folder / "state.json");
   if (saved.value("format_version", 0) != kFormatVersion)
     fail<DataError>("{}: checkpoint format {} is not {}, the one this program writes", folder.string(),
                     saved.value("format_version", 0), kFormatVersion);
   std::string changed;
   for (const auto& d : config::differences(read_text(folder / "config.yaml"), resolved_config))
-    if (changes_the_run(d.key)) changed += fmt::format("\n  {}: {} -> {}", d.key, d.before, d.after);
+    if (changes_the_run(d, saved)) changed += fmt::format("\n  {}: {} -> {}", d.key, d.before, d.after);
     else if (d.key == "loop.steps")
       log::warn("loop.steps changes on resume: {} -> {}: a learning-rate schedule now ends elsewhere", d.before, d.after);
   if (!changed.empty())
@@ -112,8 +135,8 @@ CheckpointState read_checkpoint(const fs::path& folder, Trainer& trainer, const 
   std::map<std::string, TensorMap> files;
   for (const auto& entry : fs::directory_iterator(folder))
     if (entry.path().extension() == ".safetensors") files[entry.path().stem()] = io::Safetensors(entry.path()).all();
-  trainer.load_state(files);
-  return {.step = saved.at("step"), .images = saved.at("images"), .epoch = saved.at("epoch"), .seconds = saved.at("seconds")};
+  trainer.load_state(carry_over(std::move(files), trainer.state(), carry));
+  return checkpoint_state(folder);
 }
 
 }  // namespace fewstep

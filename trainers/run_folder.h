@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "trainers/stages.h"
 #include "trainers/trainer.h"
 
 namespace fewstep {
@@ -29,14 +30,17 @@ class RunFolder {
 
 struct CheckpointState {
   int64_t step = 0, images = 0, epoch = 0;
+  int64_t stage = 0;   // that wrote it
   double seconds = 0;  // of training so far
 };
 // Writes `<name>` below checkpoints/: model/, <stem>.safetensors, state.json (with the environment that bitwise resume
 // depends on and the resolved config).
 void write_checkpoint(const std::filesystem::path& target, const Trainer& trainer, const CheckpointState& state,
                       const std::string& resolved_config, int world_size);
-// Loads the checkpoint into the trainer. ConfigError lists the keys of the model and data that changed since.
+CheckpointState checkpoint_state(const std::filesystem::path& folder);  // where it was written
+// Loads the checkpoint into the trainer, at a stage's beginning what `carry` says. ConfigError lists the keys of the model and
+// data that changed since.
 CheckpointState read_checkpoint(const std::filesystem::path& folder, Trainer& trainer, const std::string& resolved_config,
-                                int world_size);
+                                int world_size, const CarryConfig& carry = {});
 
 }  // namespace fewstep

@@ -21,14 +21,14 @@ NamedTensors start_network(nn::Module& module, const TrainContext& context, uint
 }
 
 TrainableSet::TrainableSet(std::string name, const NamedTensors& parameters, const OptimizerConfig& config,
-                           dist::World& world, int64_t total_steps)
+                           dist::World& world, Horizon horizon)
     : name_(std::move(name)),
       config_(config),
-      total_steps_(total_steps),
+      horizon_(horizon),
       adamw_(broadcast(world, parameters), config),
       parallel_(world, adamw_.parameters()) {}
 
-double TrainableSet::learning_rate(int64_t step) const { return fewstep::learning_rate(config_, step, total_steps_); }
+double TrainableSet::learning_rate(int64_t step) const { return fewstep::learning_rate(config_, step - horizon_.first, horizon_.steps); }
 
 double TrainableSet::step(int64_t step) {
   const NoGrad no_grad;

@@ -17,9 +17,10 @@ NamedTensors start_network(nn::Module& module, const TrainContext& context, uint
 
 class TrainableSet {
  public:
-  // `name` stands in errors and checkpoint keys ("transformer"). Broadcasts rank 0's weights.
+  // `name` stands in errors and checkpoint keys ("transformer"). Broadcasts rank 0's weights. `horizon`: steps of the
+  // learning-rate schedule, a number of steps or those of a stage.
   TrainableSet(std::string name, const NamedTensors& parameters, const OptimizerConfig& config, dist::World& world,
-               int64_t total_steps);
+               Horizon horizon);
 
   // One micro-step. `loss` is this rank's part, scaled so that the mean over ranks of the sum over micro-steps is the
   // global mean. Gradients are exchanged in the backward of the last one.
@@ -50,7 +51,7 @@ class TrainableSet {
  private:
   std::string name_;
   OptimizerConfig config_;
-  int64_t total_steps_;
+  Horizon horizon_;
   AdamW adamw_;
   dist::DataParallel parallel_;
 };

@@ -33,15 +33,26 @@ class Metrics {
   std::map<std::string, std::pair<Tensor, double>> sums_;  // float64 scalar, count
 };
 
+// The steps a learning-rate schedule spans.
+struct Horizon {
+  int64_t first = 0, steps = 0;
+  Horizon(int64_t total) : steps(total) {}
+  Horizon(int64_t first_step, int64_t count) : first(first_step), steps(count) {}
+};
+
 // What a trainer is built with.
 struct TrainContext {
   dist::World& world;
   uint64_t seed = 0;
-  int64_t total_steps = 0;
+  int64_t total_steps = 0;     // of the run
+  Horizon horizon = 0;         // of learning rates: the run, or a stage of it
   int64_t batch_size = 0;      // global
   int64_t accumulate = 1;      // micro-steps per optimiser step
   const Dataset& train;
   const Dataset* validation;   // may be null
+  // Model folder of the checkpoint whose state is loaded next; empty at a run's beginning. What a trainer once took from its
+  // data (a tokenizer, the scale of pixels) it takes from here: a later stage may have other data.
+  std::filesystem::path resume = {};
 };
 
 struct StepContext {
@@ -74,6 +85,8 @@ struct TrainerConfig {
   virtual ~TrainerConfig() = default;
   virtual std::string_view kind() const = 0;
   virtual void describe(config::Visitor& v) = 0;
+  // Keys (below `trainer.`) that make the network: no stage of a run can change them.
+  virtual bool fixed(std::string_view) const { return false; }
   virtual std::unique_ptr<Trainer> build(const TrainContext& context) const = 0;
 };
 struct TrainerKind {

@@ -32,7 +32,7 @@ class VqTokenizerTrainer : public Trainer {
  public:
   VqTokenizerTrainer(const VqTokenizerConfig& config, const TrainContext& context)
       : config_(config), context_(context), model_(complete(config.model, context.train.get(0, 0, 0))),
-        set_("vq", start_network(model_, context), config.optimizer, context.world, context.total_steps),
+        set_("vq", start_network(model_, context), config.optimizer, context.world, context.horizon),
         codebook_(model_.codebook(), config.codebook, context.world) {
     if (!config.perceptual.encoder.empty()) {
       const Batch examples = load_range(context.train, 0, std::min<int64_t>(512, context.train.size()), context.seed);
@@ -42,7 +42,7 @@ class VqTokenizerTrainer : public Trainer {
     if (config.adversarial.weight > 0) {
       critic_ = std::make_unique<models::PatchDiscriminator>(complete(config.adversarial.discriminator, context.train.get(0, 0, 0)));
       critic_set_ = std::make_unique<TrainableSet>("critic", start_network(*critic_, context, 1), config.adversarial.optimizer,
-                                                   context.world, context.total_steps);
+                                                   context.world, context.horizon);
     }
   }
 
@@ -168,19 +168,6 @@ class VqTokenizerTrainer : public Trainer {
 };
 
 }  // namespace
-
-void describe(config::Visitor& v, PerceptualConfig& c) {
-  v.field("encoder", c.encoder, "run or model folder of a `contrastive` or `classifier_encoder`; empty: no perceptual term");
-  v.field("stages", c.stages, "stages of that encoder whose activations are compared", config::kNonNegative);
-  v.field("weight", c.weight, "weight of the perceptual term", config::kNonNegative);
-}
-
-void describe(config::Visitor& v, AdversarialConfig& c) {
-  v.field("weight", c.weight, "weight of the adversarial term; 0: no discriminator", config::kNonNegative);
-  v.field("start", c.start, "share of the steps before it begins", config::kUnit);
-  v.field("discriminator", c.discriminator, "PatchGAN");
-  v.field("optimizer", c.optimizer, "of the discriminator");
-}
 
 void VqTokenizerConfig::describe(config::Visitor& v) {
   v.field("model", model, "encoder, codebook and decoder");

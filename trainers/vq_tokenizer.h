@@ -3,28 +3,13 @@
 #pragma once
 #include <string>
 
-#include "src/models/patch_discriminator.h"
 #include "src/models/vq_model.h"
 #include "src/tensor/optim.h"
+#include "trainers/autoencoder_objective.h"
 #include "trainers/codebook.h"
 #include "trainers/trainer.h"
 
 namespace fewstep {
-
-struct PerceptualConfig {
-  std::string encoder;              // run or model folder of a `contrastive` or `classifier_encoder`; empty: none
-  std::vector<int64_t> stages = {0, 1, 2};
-  double weight = 1.0;              // L1 distance of activations, each channel divided by its deviation on real images
-};
-void describe(config::Visitor& v, PerceptualConfig& c);
-
-struct AdversarialConfig {
-  double weight = 0.0;              // 0: none
-  double start = 0.4;               // share of the steps before it begins
-  models::PatchDiscriminatorConfig discriminator;
-  OptimizerConfig optimizer;
-};
-void describe(config::Visitor& v, AdversarialConfig& c);
 
 struct VqTokenizerConfig : TrainerConfig {
   models::VqConfig model;

@@ -1,5 +1,7 @@
 #include "src/config/diff.h"
 
+#include <fmt/format.h>
+
 #include <map>
 #include <set>
 
@@ -9,6 +11,10 @@ namespace fewstep::config {
 namespace {
 
 void flatten(const Value& value, const std::string& path, std::map<std::string, std::string>& out) {
+  const bool of_maps = value.is(Value::Type::list) && !value.items.empty() && value.items.front()->is(Value::Type::map);
+  if (of_maps)
+    for (size_t i = 0; i < value.items.size(); ++i) flatten(*value.items[i], fmt::format("{}[{}]", path, i), out);
+  if (of_maps) return;
   if (!value.is(Value::Type::map) || value.entries.empty()) {
     out[path] = flow_text(value);
     return;

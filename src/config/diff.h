@@ -6,7 +6,7 @@
 namespace fewstep::config {
 
 struct Difference {
-  std::string key;     // "trainer.transformer.hidden_size"
+  std::string key;     // "trainer.transformer.hidden_size", "stages[1].steps"
   std::string before;  // YAML text; "(absent)" when the key is not there
   std::string after;
 };

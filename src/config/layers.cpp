@@ -120,6 +120,18 @@ struct Chain {
   }
 };
 
+// The tree in which `value` stands at path[0].path[1]..., one map a part.
+ValuePtr nested(const std::vector<std::string>& path, Place place, ValuePtr value) {
+  for (auto part = path.rbegin(); part != path.rend(); ++part) {
+    auto map = std::make_shared<Value>();
+    map->type = Value::Type::map;
+    map->place = place;
+    map->entries.push_back({*part, place, std::move(value)});
+    value = map;
+  }
+  return value;
+}
+
 // One `a.b.c=value` into the tree of the command line; a later one wins over an earlier one.
 void add_override(const std::string& text, Place place, ValuePtr& root, Problems& problems) {
   const size_t equals = text.find('=');
@@ -136,15 +148,7 @@ void add_override(const std::string& text, Place place, ValuePtr& root, Problems
   // A shell takes the quotes off key="": nothing behind '=' is the empty string, not null.
   const std::string_view given = std::string_view(text).substr(equals + 1);
   ValuePtr value = parse_yaml(trim(given).empty() ? "\"\"" : given, at, problems);
-  if (!value) return;
-  for (auto part = path.rbegin(); part != path.rend(); ++part) {
-    auto map = std::make_shared<Value>();
-    map->type = Value::Type::map;
-    map->place = place;
-    map->entries.push_back({*part, place, value});
-    value = map;
-  }
-  root = merge(root, value);
+  if (value) root = merge(root, nested(path, place, value));
 }
 
 ValuePtr load_overrides(std::span<const std::string> overrides, int layer, Problems& problems) {
@@ -162,6 +166,22 @@ ValuePtr load_overrides(std::span<const std::string> overrides, int layer, Probl
   return root;
 }
 
+struct Leaf {
+  std::vector<std::string> path;
+  Place place;
+  ValuePtr value;
+};
+void collect_leaves(const Value& map, const std::vector<std::string>& path, std::vector<Leaf>& out) {
+  for (const Entry& e : map.entries) {
+    std::vector<std::string> below = path;
+    for (std::string& part : split(e.key, '.')) below.push_back(std::move(part));
+    if (e.value->is(Value::Type::map) && !e.value->entries.empty())
+      collect_leaves(*e.value, below, out);
+    else
+      out.push_back({std::move(below), e.place, e.value});
+  }
+}
+
 }  // namespace
 
 ValuePtr load_layers(const fs::path& path, std::span<const std::string> overrides, Problems& problems) {
@@ -177,6 +197,18 @@ ValuePtr load_layers(const fs::path& path, std::span<const std::string> override
 ValuePtr load_command_line(std::span<const std::string> overrides, Problems& problems) {
   const int layer = problems.add_layer("command line");
   return load_overrides(overrides, layer, problems);
+}
+
+ValuePtr lay_over(const ValuePtr& root, std::string_view leave_out, const Value& map) {
+  std::vector<Leaf> leaves;
+  collect_leaves(map, {}, leaves);
+  ValuePtr settings;
+  // Kinds first, as on the command line: a new kind drops what stands below it.
+  for (const bool kinds : {true, false})
+    for (const Leaf& leaf : leaves)
+      if ((leaf.path.back() == "kind") == kinds) settings = merge(settings, nested(leaf.path, leaf.place, leaf.value));
+  const ValuePtr rest = without(root, leave_out);
+  return settings ? merge(rest, settings, PlacesOf::lower) : rest;
 }
 
 ValuePtr load_text(const std::string& yaml, const std::string& name, Problems& problems) {

@@ -16,5 +16,7 @@ ValuePtr load_layers(const std::filesystem::path& path, std::span<const std::str
 ValuePtr load_command_line(std::span<const std::string> overrides, Problems& problems);
 // One layer without a folder: `base:` is refused.
 ValuePtr load_text(const std::string& yaml, const std::string& name, Problems& problems);
+// `root` without its key `without`, and over it the settings of `map`, whose keys may be dotted; places are kept.
+ValuePtr lay_over(const ValuePtr& root, std::string_view without, const Value& map);
 
 }  // namespace fewstep::config

@@ -19,9 +19,16 @@ std::string range_words(Range r) {
   return r.min == kPositive.min ? std::string("greater than 0") : fmt::format("at least {}", r.min);
 }
 
+// Settings that a config holds of itself, and the top-level key they stand under.
+struct SettingsOfRoot {
+  std::string under;
+  ValuePtr map;
+};
+
 class Reader final : public Visitor {
  public:
   Reader(Problems& problems, ValuePtr root) : problems_(problems) { push(root, root->place, ""); }
+  const std::vector<SettingsOfRoot>& settings() const { return settings_; }
   void finish() { leave(); }
 
   void field(std::string_view key, bool& v, std::string_view) override { one(key, "true or false", parse_bool, v); }
@@ -66,6 +73,11 @@ class Reader final : public Visitor {
     std::set<std::string> seen;
     flatten(dotted(key), "", *e->value, read, seen);
     v = std::move(read);
+  }
+  void settings_of_root(std::string_view key, Overrides& v, std::string_view doc) override {
+    field(key, v, doc);
+    const Entry* e = top().node->find(key);
+    if (e && e->value->is(Value::Type::map)) settings_.push_back({frames_.front().known.back(), e->value});
   }
   void require(std::string_view key) override {
     if (problems_.incomplete || top().node->find(key)) return;
@@ -271,25 +283,34 @@ class Reader final : public Visitor {
   std::vector<Frame> frames_;
   std::vector<std::pair<ValuePtr, std::string>> lists_;
   std::set<std::string> bad_;  // keys already reported
+  std::vector<SettingsOfRoot> settings_;
 };
+
+// `tree` into `root`, and for check only, with each of its settings of itself into a fresh one.
+void read_tree(const ValuePtr& tree, Problems& problems, DescribeRoot describe_root, void* root, MakeRoot make) {
+  Reader reader(problems, tree);
+  describe_root(reader, root);
+  reader.finish();
+  for (const SettingsOfRoot& settings : reader.settings()) {
+    if (!make) continue;
+    Reader checked(problems, lay_over(tree, settings.under, *settings.map));
+    describe_root(checked, make().get());
+    checked.finish();
+  }
+  problems.throw_if_any();
+}
 
 }  // namespace
 
 void read_file(const std::filesystem::path& path, std::span<const std::string> overrides, DescribeRoot describe_root,
-               void* root) {
+               void* root, MakeRoot make) {
   Problems problems;
-  Reader reader(problems, load_layers(path, overrides, problems));
-  describe_root(reader, root);
-  reader.finish();
-  problems.throw_if_any();
+  read_tree(load_layers(path, overrides, problems), problems, describe_root, root, make);
 }
 
 void read_overrides(std::span<const std::string> overrides, DescribeRoot describe_root, void* root) {
   Problems problems;
-  Reader reader(problems, load_command_line(overrides, problems));
-  describe_root(reader, root);
-  reader.finish();
-  problems.throw_if_any();
+  read_tree(load_command_line(overrides, problems), problems, describe_root, root, nullptr);
 }
 
 std::vector<std::string> top_level_keys(const std::filesystem::path& path) {
@@ -300,12 +321,19 @@ std::vector<std::string> top_level_keys(const std::filesystem::path& path) {
   return keys;
 }
 
-void read_string(const std::string& yaml, const std::string& name, DescribeRoot describe_root, void* root) {
+void read_string(const std::string& yaml, const std::string& name, DescribeRoot describe_root, void* root, MakeRoot make) {
   Problems problems;
-  Reader reader(problems, load_text(yaml, name, problems));
-  describe_root(reader, root);
-  reader.finish();
-  problems.throw_if_any();
+  read_tree(load_text(yaml, name, problems), problems, describe_root, root, make);
+}
+
+void read_overlay(const std::string& yaml, const std::string& under, const Overrides& settings, DescribeRoot describe_root,
+                  void* root) {
+  Problems problems;
+  const ValuePtr tree = load_text(yaml, "resolved config", problems);
+  std::vector<std::string> lines;
+  for (const auto& [key, value] : settings) lines.push_back(key + "=" + value);
+  const ValuePtr over = load_command_line(lines, problems);
+  read_tree(lay_over(tree, under, *over), problems, describe_root, root, nullptr);
 }
 
 }  // namespace fewstep::config

@@ -244,10 +244,11 @@ int Problems::add_layer(std::string name) {
 }
 
 void Problems::add(Place place, std::string message) {
+  std::pair<Place, std::string> problem(place, std::move(message));
   if (full())
     ++more_;
-  else
-    found_.emplace_back(place, std::move(message));
+  else if (std::find(found_.begin(), found_.end(), problem) == found_.end())  // stages of a run share most of what is wrong
+    found_.push_back(std::move(problem));
 }
 
 void Problems::throw_if_any() {

@@ -44,6 +44,9 @@ class Visitor {
   virtual void field(std::string_view key, std::vector<double>& v, std::string_view doc, Range = kAny) = 0;
   virtual void field(std::string_view key, std::vector<std::string>& v, std::string_view doc) = 0;
   virtual void field(std::string_view key, Overrides& v, std::string_view doc) = 0;
+  // Settings of the very config that is read (a stage of a run): reading a file also checks the config with them laid over it,
+  // without the top-level key they stand under.
+  virtual void settings_of_root(std::string_view key, Overrides& v, std::string_view doc) { field(key, v, doc); }
 
   template <class E>
     requires std::is_enum_v<E>

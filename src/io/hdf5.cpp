@@ -45,6 +45,19 @@ class Handle {
   herr_t (*close_)(hid_t);
 };
 
+// IEEE half precision, which HDF5 1.10 has no name for: the same fields as h5py writes.
+hid_t half_type() {
+  static const hid_t type = [] {
+    const hid_t t = H5Tcopy(H5T_IEEE_F32LE);
+    H5Tset_fields(t, 15, 10, 5, 0, 10);
+    H5Tset_size(t, 2);
+    H5Tset_ebias(t, 15);
+    H5Tlock(t);
+    return t;
+  }();
+  return type;
+}
+
 struct TypeEntry {
   at::ScalarType type;
   hid_t native, stored;  // native in memory, little-endian in the file
@@ -52,12 +65,13 @@ struct TypeEntry {
 std::vector<TypeEntry> types() {  // the constants are function calls, valid only after H5open()
   return {{at::kByte, H5T_NATIVE_UINT8, H5T_STD_U8LE},    {at::kShort, H5T_NATIVE_INT16, H5T_STD_I16LE},
           {at::kInt, H5T_NATIVE_INT32, H5T_STD_I32LE},    {at::kLong, H5T_NATIVE_INT64, H5T_STD_I64LE},
-          {at::kFloat, H5T_NATIVE_FLOAT, H5T_IEEE_F32LE}, {at::kDouble, H5T_NATIVE_DOUBLE, H5T_IEEE_F64LE}};
+          {at::kHalf, half_type(), half_type()},          {at::kFloat, H5T_NATIVE_FLOAT, H5T_IEEE_F32LE},
+          {at::kDouble, H5T_NATIVE_DOUBLE, H5T_IEEE_F64LE}};
 }
 TypeEntry type_entry(at::ScalarType type, const std::string& place) {
   for (const TypeEntry& t : types())
     if (t.type == type) return t;
-  fail("{}: {} cannot be stored in HDF5 (known: uint8, int16, int32, int64, float32, float64)", place,
+  fail("{}: {} cannot be stored in HDF5 (known: uint8, int16, int32, int64, float16, float32, float64)", place,
        c10::toString(type));
 }
 
@@ -194,6 +208,7 @@ at::ScalarType H5File::dtype(const std::string& name) const {
   const Handle type(H5Dget_type(dataset(name)), H5Tclose);
   const H5T_class_t kind = H5Tget_class(type);
   const size_t size = H5Tget_size(type);
+  if (kind == H5T_FLOAT && size == 2 && H5Tequal(type, half_type()) > 0) return at::kHalf;
   if (kind == H5T_FLOAT && size == 4) return at::kFloat;
   if (kind == H5T_FLOAT && size == 8) return at::kDouble;
   if (kind == H5T_INTEGER && size == 1 && H5Tget_sign(type) == H5T_SGN_NONE) return at::kByte;
@@ -227,8 +242,10 @@ void H5File::create_dataset(const std::string& name, at::ScalarType type, const 
     H5Pset_shuffle(options);
     H5Pset_deflate(options, static_cast<unsigned>(layout.deflate));
   }
-  const hid_t id = H5Dcreate2(file_, name.c_str(), type_entry(type, path_.string()).stored, space, H5P_DEFAULT, options,
-                              H5P_DEFAULT);
+  const Handle link(H5Pcreate(H5P_LINK_CREATE), H5Pclose);
+  H5Pset_create_intermediate_group(link, 1);  // "group/name"
+  const hid_t id =
+      H5Dcreate2(file_, name.c_str(), type_entry(type, path_.string()).stored, space, link, options, H5P_DEFAULT);
   if (id < 0) raise("data set '" + name + "' cannot be created");
   datasets_[name] = id;
 }

@@ -15,8 +15,8 @@ namespace fewstep::io {
 
 using H5Attribute = std::variant<std::string, int64_t, double>;
 
-// uint8, int16, int32, int64, float32, float64 and UTF-8 strings. Every failure is a DataError that names the path and
-// libhdf5's innermost reason.
+// uint8, int16, int32, int64, float16, float32, float64 and UTF-8 strings; a name may be a path, "group/name". Every
+// failure is a DataError that names the path and libhdf5's innermost reason.
 class H5File {
  public:
   // Reading verifies `<path>.sha256` first: a mismatch is a DataError, a missing sidecar a warning.

@@ -1,6 +1,7 @@
 #include "src/io/image.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "src/base/error.h"
@@ -82,25 +83,28 @@ Tensor read_image(const fs::path& path, Channels channels) {
   return decode_image(read_text(path), path.string(), channels);
 }
 
-ImageSize read_image_size(const fs::path& path) {
-  const MappedFile file(path);
-  const std::string_view bytes(reinterpret_cast<const char*>(file.data()), file.size());
+ImageSize decode_image_size(std::string_view bytes, std::string_view name) {
   PixelSize size;
   switch (image_format(bytes)) {
     case ImageFormat::png:
-      size = png_size(bytes, path.string());
+      size = png_size(bytes, name);
       break;
     case ImageFormat::jpeg:
-      size = jpeg_size(bytes, path.string());
+      size = jpeg_size(bytes, name);
       break;
     case ImageFormat::webp:
-      size = webp_size(bytes, path.string());
+      size = webp_size(bytes, name);
       break;
     case ImageFormat::unknown:
-      unknown_format(bytes, path.string());
+      unknown_format(bytes, name);
   }
-  check_image_size(size.width, size.height, path.string());
+  check_image_size(size.width, size.height, name);
   return {size.width, size.height};
+}
+
+ImageSize read_image_size(const fs::path& path) {
+  const MappedFile file(path);
+  return decode_image_size({reinterpret_cast<const char*>(file.data()), file.size()}, path.string());
 }
 
 Tensor decode_image_resized(std::string_view bytes, std::string_view name, const ResizeOptions& o) {
@@ -132,6 +136,23 @@ Tensor decode_image_resized(std::string_view bytes, std::string_view name, const
 Tensor read_image_resized(const fs::path& path, const ResizeOptions& options) {
   return decode_image_resized(read_text(path), path.string(), options);
 }
+
+namespace {
+
+Tensor window_of(const Pixels& pixels, const WindowOptions& o) {
+  return to_tensor(resize_pixels(pixels, {o.size.width, o.size.height}, o.filter, {o.x, o.y, o.window.width, o.window.height}));
+}
+
+}  // namespace
+
+Tensor decode_image_window(std::string_view bytes, std::string_view name, const WindowOptions& o) {
+  const auto wanted = [](int64_t side) { return static_cast<int64_t>(std::ceil(kFastMargin * static_cast<double>(side))); };
+  const bool scaled = o.fast && image_format(bytes) == ImageFormat::jpeg;
+  Pixels pixels = scaled ? decode_jpeg_at_least(bytes, name, wanted(o.size.width), wanted(o.size.height)) : decode(bytes, name);
+  return window_of(with_channels(std::move(pixels), o.channels), o);
+}
+
+Tensor resize_window(const Tensor& image, const WindowOptions& o) { return window_of(to_pixels(image), o); }
 
 void write_image(const fs::path& path, const Tensor& image, int quality) {
   const std::string extension = to_lower(path.extension().string());

@@ -19,6 +19,7 @@ enum class Channels { as_is, grey, rgb };
 Tensor read_image(const std::filesystem::path& path, Channels channels = Channels::rgb);
 Tensor decode_image(std::string_view bytes, std::string_view name, Channels channels = Channels::rgb);
 ImageSize read_image_size(const std::filesystem::path& path);  // header only
+ImageSize decode_image_size(std::string_view bytes, std::string_view name);  // as shown: after EXIF orientation
 // Format by extension (.png, .jpg, .jpeg, .webp). image: uint8 [1|3, H, W]. Atomic.
 void write_image(const std::filesystem::path& path, const Tensor& image, int quality = 95);
 std::string encode_png(const Tensor& image);  // bytes, for reports and TensorBoard
@@ -41,6 +42,20 @@ struct ResizeOptions {
 };
 Tensor read_image_resized(const std::filesystem::path& path, const ResizeOptions& options);
 Tensor decode_image_resized(std::string_view bytes, std::string_view name, const ResizeOptions& options);
+
+// Decode, resize to `size`, keep the window of it that begins at (x, y): only that is computed. Equal bit for bit to the
+// three steps one after another unless `fast`.
+struct WindowOptions {
+  ImageSize size;           // of the whole resized image
+  int64_t x = 0, y = 0;     // window: left, top
+  ImageSize window;         // its sides
+  Resample filter = Resample::bicubic;
+  Channels channels = Channels::rgb;
+  bool fast = false;  // JPEG: the decoder scales by 1/2, 1/4, 1/8 to the smallest size that is not below kFastMargin `size`
+};
+inline constexpr double kFastMargin = 1.25;
+Tensor decode_image_window(std::string_view bytes, std::string_view name, const WindowOptions& options);
+Tensor resize_window(const Tensor& image, const WindowOptions& options);  // of a decoded image, uint8 [C, H, W]
 
 Tensor to_float(const Tensor& image);  // uint8 [0, 255] -> float32 [-1, 1]
 Tensor to_bytes(const Tensor& image);  // float [-1, 1] -> uint8, rounded and clamped

@@ -1,11 +1,13 @@
 #include "src/io/safetensors.h"
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "src/base/error.h"
 #include "src/base/files.h"
+#include "src/base/hash.h"
 #include "src/base/json.h"
 #include "src/base/text.h"
 #include "src/tensor/ops.h"
@@ -55,6 +57,38 @@ fs::path shard_path(const fs::path& index, const std::string& shard) {
   for (const fs::path& part : relative) inside = inside && part != "..";
   if (!inside) fail<DataError>("{}: weight_map names '{}', which is outside the index's folder", index.string(), shard);
   return index.parent_path() / relative;
+}
+
+// One tensor of a file being written.
+struct Written {
+  const TensorMap::value_type* item;
+  at::ScalarType type;
+  const std::string& name() const { return item->first; }
+  const Tensor& tensor() const { return item->second; }
+  Tensor contents() const {  // contiguous, on the CPU, of `type`
+    const Tensor t = tensor().detach().cpu().resolve_conj().resolve_neg().contiguous();
+    if (t.scalar_type() == type) return t;
+    constexpr double kLargestHalf = 65504;
+    if (type == at::kHalf && t.numel() > 0)
+      if (const double most = t.abs().max().item<double>(); most > kLargestHalf && std::isfinite(most))
+        fail<DataError>("tensor '{}' holds {}, float16 ends at {}: take bfloat16 or float32", name(), most, kLargestHalf);
+    return t.to(type);
+  }
+};
+
+// Larger items first, then by name: every tensor is aligned to its item size.
+std::vector<Written> file_order(const TensorMap& tensors, std::optional<at::ScalarType> floats, const std::string& where) {
+  std::vector<Written> order;
+  for (const auto& item : tensors) {
+    const Tensor& t = item.second;
+    if (item.first == "__metadata__") fail("{}: '__metadata__' cannot be a tensor's name", where);
+    if (!t.defined() || t.is_meta()) fail("{}: tensor '{}' has no data to write", where, item.first);
+    order.push_back({&item, floats && t.is_floating_point() ? *floats : t.scalar_type()});
+    name_of(order.back().type, item.first);
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [](const Written& a, const Written& b) { return c10::elementSize(a.type) > c10::elementSize(b.type); });
+  return order;
 }
 
 }  // namespace
@@ -145,26 +179,20 @@ TensorMap Safetensors::all() const {
 
 void write_safetensors(const fs::path& path, const TensorMap& tensors,
                        const std::map<std::string, std::string>& metadata) {
-  std::vector<const TensorMap::value_type*> order;
-  for (const auto& item : tensors) {
-    const Tensor& t = item.second;
-    if (item.first == "__metadata__") fail("{}: '__metadata__' cannot be a tensor's name", path.string());
-    if (!t.defined() || t.is_meta()) fail("{}: tensor '{}' has no data to write", path.string(), item.first);
-    name_of(t.scalar_type(), item.first);
-    order.push_back(&item);
-  }
-  // Larger items first: every tensor is then aligned to its item size.
-  std::stable_sort(order.begin(), order.end(),
-                   [](auto* a, auto* b) { return a->second.element_size() > b->second.element_size(); });
+  write_safetensors(path, tensors, metadata, {});
+}
+
+void write_safetensors(const fs::path& path, const TensorMap& tensors,
+                       const std::map<std::string, std::string>& metadata, std::optional<at::ScalarType> floats) {
+  const std::vector<Written> order = file_order(tensors, floats, path.string());
   Json header = Json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;
   uint64_t at = 0;
-  for (const auto* item : order) {
-    const Tensor& t = item->second;
-    const uint64_t end = at + static_cast<uint64_t>(t.numel()) * t.element_size();
-    Json& entry = header[item->first];
-    entry["dtype"] = name_of(t.scalar_type(), item->first);
-    entry["shape"] = t.sizes().vec();
+  for (const Written& item : order) {
+    const uint64_t end = at + static_cast<uint64_t>(item.tensor().numel()) * c10::elementSize(item.type);
+    Json& entry = header[item.name()];
+    entry["dtype"] = name_of(item.type, item.name());
+    entry["shape"] = item.tensor().sizes().vec();
     entry["data_offsets"] = {at, end};
     at = end;
   }
@@ -180,11 +208,20 @@ void write_safetensors(const fs::path& path, const TensorMap& tensors,
   const uint64_t length = text.size();
   file.write(&length, sizeof length);
   file.write(text.data(), text.size());
-  for (const auto* item : order) {
-    const Tensor t = item->second.detach().cpu().resolve_conj().resolve_neg().contiguous();
+  for (const Written& item : order) {
+    const Tensor t = item.contents();
     file.write(t.const_data_ptr(), t.nbytes());
   }
   file.commit();
+}
+
+std::string safetensors_data_sha256(const TensorMap& tensors, std::optional<at::ScalarType> floats) {
+  Sha256 hash;
+  for (const Written& item : file_order(tensors, floats, "tensors")) {
+    const Tensor t = item.contents();
+    hash.update(t.const_data_ptr(), t.nbytes());
+  }
+  return hash.hex();
 }
 
 TensorMap to_map(const NamedTensors& tensors) {

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -35,6 +36,12 @@ class Safetensors {
 // Sorted by (dtype size descending, name), 8-byte aligned header, contiguous copies; atomic. Same input, same bytes.
 void write_safetensors(const std::filesystem::path& path, const TensorMap& tensors,
                        const std::map<std::string, std::string>& metadata = {});
+// With the floating-point tensors converted to `floats` (nothing: as they are), one tensor at a time: a file larger than the memory
+// can be made from a map of another one. DataError when a value is beyond float16's range.
+void write_safetensors(const std::filesystem::path& path, const TensorMap& tensors,
+                       const std::map<std::string, std::string>& metadata, std::optional<at::ScalarType> floats);
+// SHA-256 of everything behind the header of the file that write_safetensors makes (the hash of ModelSpec).
+std::string safetensors_data_sha256(const TensorMap& tensors, std::optional<at::ScalarType> floats = {});
 TensorMap to_map(const NamedTensors& tensors);
 
 }  // namespace fewstep::io

@@ -1,6 +1,7 @@
 #include "src/models/autoencoder_blocks.h"
 
 #include "src/nn/attention.h"
+#include "src/nn/recompute.h"
 #include "src/tensor/ops.h"
 #include "src/tensor/shape.h"
 
@@ -12,6 +13,18 @@ constexpr double kEps = 1e-6;  // of every GroupNorm in diffusers' autoencoders
 nn::Conv2d* shortcut(std::optional<nn::Conv2d>& slot, int64_t in_channels, int64_t out_channels) {
   if (in_channels == out_channels) return nullptr;
   return &slot.emplace(in_channels, out_channels, nn::Conv2dOptions{.kernel = 1, .padding = 0});
+}
+
+template <class Part>
+Tensor run_part(const Part& part, const Tensor& x, bool recompute) {
+  if (!recompute) return part(x);
+  return nn::recompute(part, [&part](const nn::Tensors& in) { return nn::Tensors{part(in[0])}; }, {x})[0];
+}
+
+void name_blocks(nn::Module& whole, const std::string& prefix) {
+  whole.visit([&](const std::string& name, nn::Module& module) {
+    if (auto* block = dynamic_cast<ResnetBlock*>(&module)) block->set_name(prefix + name);
+  });
 }
 
 }  // namespace
@@ -26,8 +39,9 @@ ResnetBlock::ResnetBlock(int64_t in_channels, int64_t out_channels, int64_t grou
 }
 
 Tensor ResnetBlock::operator()(const Tensor& x) const {
-  const Tensor h = conv2_(at::silu(norm2_(conv1_(at::silu(norm1_(x))))));
-  return (conv_shortcut_ ? (*conv_shortcut_)(x) : x) + h;
+  const Tensor h = nn::tap(tap_conv1_, conv1_(at::silu(norm1_(x))));
+  const Tensor residual = nn::tap(tap_conv2_, conv2_(at::silu(norm2_(h))));
+  return nn::tap(tap_out_, (conv_shortcut_ ? (*conv_shortcut_)(x) : x) + residual);
 }
 
 SpatialAttention::SpatialAttention(int64_t channels, int64_t groups)
@@ -96,12 +110,13 @@ Encoder::Encoder(const AutoencoderShape& s)
   child("mid_block", *mid_block_);
   child("conv_norm_out", conv_norm_out_);
   child("conv_out", conv_out_);
+  name_blocks(*this, "encoder.");
 }
 
 Tensor Encoder::operator()(const Tensor& images) const {
   Tensor x = conv_in_(images);
-  for (const auto& stage : down_blocks_) x = (*stage)(x);
-  return conv_out_(at::silu(conv_norm_out_((*mid_block_)(x))));
+  for (const auto& stage : down_blocks_) x = run_part(*stage, x, recompute_);
+  return conv_out_(at::silu(conv_norm_out_(run_part(*mid_block_, x, recompute_))));
 }
 
 Decoder::Decoder(const AutoencoderShape& s)
@@ -118,11 +133,12 @@ Decoder::Decoder(const AutoencoderShape& s)
   child("up_blocks", up_blocks_);
   child("conv_norm_out", conv_norm_out_);
   child("conv_out", conv_out_);
+  name_blocks(*this, "decoder.");
 }
 
 Tensor Decoder::operator()(const Tensor& latents) const {
-  Tensor x = (*mid_block_)(conv_in_(latents));
-  for (const auto& stage : up_blocks_) x = (*stage)(x);
+  Tensor x = run_part(*mid_block_, conv_in_(latents), recompute_);
+  for (const auto& stage : up_blocks_) x = run_part(*stage, x, recompute_);
   return conv_out_(at::silu(conv_norm_out_(x)));
 }
 

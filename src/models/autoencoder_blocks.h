@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "src/nn/layers.h"
@@ -23,11 +24,14 @@ class ResnetBlock : public nn::Module {
  public:
   ResnetBlock(int64_t in_channels, int64_t out_channels, int64_t groups);
   Tensor operator()(const Tensor& x) const;
+  // Its activations are tapped (nn::tap) as NAME.conv1, NAME.conv2 and NAME.out, the sum: what overflows float16 first.
+  void set_name(const std::string& name) { tap_conv1_ = name + ".conv1", tap_conv2_ = name + ".conv2", tap_out_ = name + ".out"; }
 
  private:
   nn::GroupNorm norm1_, norm2_;
   nn::Conv2d conv1_, conv2_;
   std::optional<nn::Conv2d> conv_shortcut_;
+  std::string tap_conv1_, tap_conv2_, tap_out_;
 };
 
 // One head over all positions; diffusers' Attention with group_norm, to_q, to_k, to_v, to_out.0.
@@ -73,8 +77,10 @@ class Encoder : public nn::Module {
  public:
   explicit Encoder(const AutoencoderShape& shape);
   Tensor operator()(const Tensor& images) const;  // [B, C, H, W] -> [B, latent, H / f, W / f], f = 2^(stages - 1)
+  void set_recompute(bool on) { recompute_ = on; }  // stages keep their inputs only and run again in backward
 
  private:
+  bool recompute_ = false;
   nn::Conv2d conv_in_;
   nn::ModuleList<AutoencoderStage> down_blocks_;
   std::unique_ptr<MidBlock> mid_block_;
@@ -87,8 +93,11 @@ class Decoder : public nn::Module {
   explicit Decoder(const AutoencoderShape& shape);
   Tensor operator()(const Tensor& latents) const;  // [B, latent, h, w] -> [B, out, h f, w f]
   Tensor last_layer() const { return conv_out_.weight; }  // for adaptive adversarial weights
+  const nn::Conv2d& out_conv() const { return conv_out_; }
+  void set_recompute(bool on) { recompute_ = on; }
 
  private:
+  bool recompute_ = false;
   nn::Conv2d conv_in_;
   nn::ModuleList<AutoencoderStage> up_blocks_;
   std::unique_ptr<MidBlock> mid_block_;

@@ -246,7 +246,8 @@ Tensor ClipModel::text_features(const Tensor& ids) const { return text_projectio
 TensorMap adopt_clip_text(TensorMap tensors) {
   TensorMap out;
   for (auto& [name, tensor] : tensors)
-    out[name.starts_with("text_model.") || name.starts_with("text_projection.") ? name : "text_model." + name] = tensor;
+    if (!name.ends_with("embeddings.position_ids"))  // a buffer of older files: 0, 1, 2, ...
+      out[name.starts_with("text_model.") || name.starts_with("text_projection.") ? name : "text_model." + name] = tensor;
   return out;
 }
 

@@ -130,7 +130,7 @@ class ClipModel : public nn::Module {
   nn::Linear visual_projection_, text_projection_;
 };
 
-// Files of text encoders whose names lack the prefix "text_model." get it.
+// Files of text encoders whose names lack the prefix "text_model." get it; position_ids of older files are left out.
 TensorMap adopt_clip_text(TensorMap tensors);
 
 }  // namespace fewstep::models

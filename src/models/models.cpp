@@ -5,20 +5,27 @@
 #include "src/base/files.h"
 #include "src/base/table.h"
 #include "src/io/safetensors.h"
+#include "src/models/autoencoder_kl.h"
 #include "src/models/clip.h"
 #include "src/models/contrastive.h"
 #include "src/models/conv_encoder.h"
 #include "src/models/dinov2.h"
 #include "src/models/fid_inception.h"
+#include "src/models/label_embedding.h"
 #include "src/models/llama.h"
 #include "src/models/model.h"
 #include "src/models/references.h"
+#include "src/models/stability_layout.h"
+#include "src/models/unet2d.h"
 #include "src/models/vgg16.h"
 #include "src/models/vq_model.h"
+#include "src/models/weight_files.h"
 #include "src/tensor/ops.h"
 
 namespace fewstep::models {
 namespace {
+
+TensorMap adopt_autoencoder_kl(TensorMap tensors) { return modern_names(StabilityPart::vae, tensors); }
 
 template <class Model, class Config>
 std::unique_ptr<nn::Module> build(const Json& config) {
@@ -27,6 +34,9 @@ std::unique_ptr<nn::Module> build(const Json& config) {
 
 constexpr ModelKind kModels[] = {
     {"LlamaForCausalLM", build<LlamaForCausalLM, LlamaConfig>, llama_reference},
+    {"AutoencoderKL", build<AutoencoderKL, AutoencoderKlConfig>, autoencoder_kl_reference, adopt_autoencoder_kl},
+    {"UNet2DConditionModel", build<UNet2DConditionModel, UNet2DConfig>, unet2d_reference},
+    {"LabelEmbedding", build<LabelEmbedding, LabelEmbeddingConfig>, label_embedding_reference},
     {"VQModel", build<VQModel, VqConfig>, vq_reference},
     {"ConvEncoder", build<ConvEncoder, ConvEncoderConfig>, conv_encoder_reference},
     {"ContrastiveModel", build<ContrastiveModel, ContrastiveConfig>, contrastive_reference},
@@ -71,14 +81,6 @@ const ModelKind& find_model_kind(const Json& config, std::string_view where) {
   return find_entry(model_kinds(), name, fmt::format("network in {}", where));
 }
 
-std::filesystem::path find_weights(const std::filesystem::path& folder) {
-  constexpr const char* kNames[] = {"model.safetensors", "diffusion_pytorch_model.safetensors", "model.safetensors.index.json",
-                                    "diffusion_pytorch_model.safetensors.index.json"};
-  for (const char* name : kNames)
-    if (std::filesystem::exists(folder / name)) return folder / name;
-  fail<DataError>("{}: no weights (model.safetensors or diffusion_pytorch_model.safetensors, or an index of shards)", folder.string());
-}
-
 std::unique_ptr<nn::Module> load_model(const std::filesystem::path& folder) {
   const std::filesystem::path config_path = folder / "config.json", weights = find_weights(folder);
   const Json config = read_json(config_path);
@@ -97,8 +99,7 @@ void save_model(const std::filesystem::path& folder, const nn::Module& module, c
 void save_model(const std::filesystem::path& folder, const TensorMap& state, const Json& config) {
   make_directories(folder);
   write_json(folder / "config.json", config);
-  const char* name = config.contains("_class_name") ? "diffusion_pytorch_model.safetensors" : "model.safetensors";
-  io::write_safetensors(folder / name, state, {{"format", "pt"}});  // transformers asks for "format"
+  write_weights(folder, weight_stem(config), state);
 }
 
 }  // namespace fewstep::models

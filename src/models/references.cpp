@@ -10,21 +10,6 @@
 namespace fewstep::models {
 namespace {
 
-// grad.<name> of every parameter (zeros when the loss does not reach it) and their global norm.
-void add_gradients(nn::Module& module, const Tensor& loss, TensorMap* out) {
-  NamedTensors parameters = module.parameters();
-  for (NamedTensor& p : parameters) p.tensor.mutable_grad() = Tensor();
-  loss.backward();
-  Tensor squares = at::zeros({}, at::kDouble);
-  for (NamedTensor& p : parameters) {
-    const Tensor grad = p.tensor.grad().defined() ? p.tensor.grad() : at::zeros_like(p.tensor);
-    squares = squares + grad.to(at::kDouble).square().sum();
-    (*out)["grad." + p.name] = grad.detach().clone();
-    p.tensor.mutable_grad() = Tensor();
-  }
-  (*out)["grad_global_norm"] = squares.sqrt().to(at::kFloat);
-}
-
 Tensor decode_one_by_one(const LlamaForCausalLM& model, const Tensor& ids) {
   const NoGrad no_grad;
   KvCache cache = model.make_cache(ids.size(0), ids.size(1));
@@ -40,6 +25,20 @@ const Tensor& reference_input(const TensorMap& inputs, const std::string& name) 
   const auto it = inputs.find(name);
   if (it == inputs.end()) fail<DataError>("io.safetensors: 'input.{}' is missing", name);
   return it->second;
+}
+
+void add_gradients(nn::Module& module, const Tensor& loss, TensorMap* out) {
+  NamedTensors parameters = module.parameters();
+  for (NamedTensor& p : parameters) p.tensor.mutable_grad() = Tensor();
+  loss.backward();
+  Tensor squares = at::zeros({}, at::kDouble);
+  for (NamedTensor& p : parameters) {
+    const Tensor grad = p.tensor.grad().defined() ? p.tensor.grad() : at::zeros_like(p.tensor);
+    squares = squares + grad.to(at::kDouble).square().sum();
+    (*out)["grad." + p.name] = grad.detach().clone();
+    p.tensor.mutable_grad() = Tensor();
+  }
+  (*out)["grad_global_norm"] = squares.sqrt().to(at::kFloat);
 }
 
 // logits; loss = mean cross-entropy of logits[:, :-1] against ids[:, 1:]; grad.*; logits_cached: one token at a time.

@@ -2,46 +2,17 @@
 
 #include <ATen/Parallel.h>
 #include <fmt/ranges.h>
-#include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/functions/utils.h>
-#include <torch/csrc/autograd/saved_variable.h>
 
 #include <algorithm>
 
 #include "src/base/error.h"
+#include "src/nn/fused_node.h"
 #include "src/nn/kernels.h"
 #include "src/tensor/ops.h"
 #include "src/tensor/shape.h"
 
 namespace fewstep::nn {
 namespace {
-
-using torch::autograd::Node;
-using torch::autograd::SavedVariable;
-using torch::autograd::variable_list;
-
-constexpr int64_t kGrain = 16384;  // values a thread takes at least
-
-bool plain_float(const Tensor& t) { return t.is_cpu() && t.scalar_type() == at::kFloat && t.layout() == at::kStrided; }
-
-int64_t grain(int64_t row) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, row)); }
-
-struct FusedNode : Node {
-  void refuse_double_backward() const {
-    if (at::GradMode::is_enabled())
-      fail("{}: a gradient of a gradient (create_graph) is not supported by the fused CPU operator", name());
-  }
-};
-
-// Gives `out`, a fresh tensor, its place in the graph.
-template <class Make>
-void record(const Tensor& out, const std::vector<Tensor>& inputs, Make make) {
-  if (!at::GradMode::is_enabled()) return;
-  if (std::none_of(inputs.begin(), inputs.end(), [](const Tensor& t) { return t.requires_grad(); })) return;
-  c10::intrusive_ptr<Node> node = make();
-  node->set_next_edges(torch::autograd::collect_next_edges(inputs));
-  torch::autograd::set_history(out, node);
-}
 
 // --- RMSNorm
 
@@ -138,6 +109,29 @@ struct SwigluBackward : FusedNode {
   }
 };
 
+// --- GEGLU
+
+struct GegluBackward : FusedNode {
+  SavedVariable projected;
+  std::string name() const override { return "GegluBackward"; }
+  void release_variables() override { projected.reset_data(); }
+  variable_list apply(variable_list&& grads) override {
+    refuse_double_backward();
+    if (!grads[0].defined()) return {Tensor()};
+    const Tensor input = projected.unpack(), dout = grads[0].contiguous(), dinput = at::empty_like(input);
+    const int64_t width = input.size(-1) / 2;
+    const float *d = dout.const_data_ptr<float>(), *in = input.const_data_ptr<float>();
+    float* out = dinput.mutable_data_ptr<float>();
+    at::parallel_for(0, input.numel() / (2 * width), grain(width), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t hidden = 2 * row * width, gate = hidden + width;
+        kernels::table().geglu_backward(d + row * width, in + hidden, in + gate, out + hidden, out + gate, width);
+      }
+    });
+    return {dinput};
+  }
+};
+
 }  // namespace
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
@@ -201,6 +195,31 @@ Tensor swiglu(const Tensor& gate, const Tensor& up) {
     auto node = c10::make_intrusive<SwigluBackward>();
     node->gate = SavedVariable(g, false);
     node->up = SavedVariable(u, false);
+    return node;
+  });
+  return y;
+}
+
+Tensor geglu(const Tensor& projected) {
+  const int64_t width = projected.size(-1) / 2;
+  if (projected.size(-1) % 2 != 0) fail("GEGLU: {} values do not divide into two halves", projected.size(-1));
+  if (!plain_float(projected) || projected.numel() == 0) {
+    const std::vector<Tensor> half = projected.chunk(2, -1);
+    return half[0] * at::gelu(half[1]);
+  }
+  const Tensor input = projected.contiguous();
+  std::vector<int64_t> shape = input.sizes().vec();
+  shape.back() = width;
+  const Tensor y = at::empty(shape, at::TensorOptions().dtype(at::kFloat));
+  const float* in = input.const_data_ptr<float>();
+  float* out = y.mutable_data_ptr<float>();
+  at::parallel_for(0, input.numel() / (2 * width), grain(width), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      kernels::table().geglu(in + 2 * row * width, in + (2 * row + 1) * width, out + row * width, width);
+  });
+  record(y, {input}, [&] {
+    auto node = c10::make_intrusive<GegluBackward>();
+    node->projected = SavedVariable(input, false);
     return node;
   });
   return y;

@@ -13,5 +13,7 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps);
 Tensor rotary(const Tensor& x, const Tensor& cos, const Tensor& sin);
 // silu(gate) * up
 Tensor swiglu(const Tensor& gate, const Tensor& up);
+// projected [..., 2 n] -> [..., n]: the first half times gelu (with erf) of the second, as diffusers' GEGLU.
+Tensor geglu(const Tensor& projected);
 
 }  // namespace fewstep::nn

@@ -15,6 +15,20 @@ struct RotaryRows {
   float sign;
 };
 
+// One group of a GroupNorm over (x + shift) followed by a SiLU: `channels` planes of `pixels` values, one after another.
+struct NormGroup {
+  const float* x;
+  const float* shift;           // [channels] or null
+  const float *weight, *bias;   // [channels]
+  int64_t channels, pixels;
+};
+// Its gradients; each is overwritten, sums are over pixels of this group alone.
+struct NormGroupGrads {
+  const float* dy;
+  float* dx;                          // as x; needed for the sums, too
+  float *dweight, *dbias, *dshift;    // [channels]; dshift may be null
+};
+
 struct Table {
   // y = x r w with r = 1 / sqrt(mean(x^2) + eps), row by row; r goes to `rstd`.
   void (*rms_norm)(const float* x, const float* w, float* y, float* rstd, int64_t rows, int64_t dim, float eps);
@@ -25,6 +39,12 @@ struct Table {
   // out = silu(gate) up; and its gradients.
   void (*swiglu)(const float* gate, const float* up, float* out, int64_t n);
   void (*swiglu_backward)(const float* dout, const float* gate, const float* up, float* dgate, float* dup, int64_t n);
+  // out = hidden gelu(gate) with the exact (erf) GELU; and its gradients.
+  void (*geglu)(const float* hidden, const float* gate, float* out, int64_t n);
+  void (*geglu_backward)(const float* dout, const float* hidden, const float* gate, float* dhidden, float* dgate, int64_t n);
+  // y = silu((x + shift - mean) rstd weight + bias); the two statistics go to `moments`.
+  void (*norm_silu)(const NormGroup& group, float eps, float* y, float* moments);
+  void (*norm_silu_backward)(const NormGroup& group, const float* moments, const NormGroupGrads& grads);
 };
 
 const Table& table();  // for this CPU

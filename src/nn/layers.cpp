@@ -4,6 +4,7 @@
 
 #include "src/base/error.h"
 #include "src/nn/fused.h"
+#include "src/nn/onednn_linear.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
 
@@ -39,7 +40,7 @@ Linear::Linear(int64_t in_features, int64_t out_features, bool with_bias) {
 }
 
 Tensor Linear::operator()(const Tensor& x) const {
-  Tensor y = at::linear(x, weight, maybe(bias));
+  Tensor y = onednn_ ? onednn_linear(x, weight, bias) : at::linear(x, weight, maybe(bias));
   if (lora.empty() || active_adapters().empty()) return y;
   const auto apply = [](const Tensor& t, const Tensor& w) { return at::linear(t, w); };
   return with_adapters(std::move(y), x, lora, apply, apply);

@@ -15,9 +15,14 @@ class Linear : public Module {
   Tensor bias;                               // [out], undefined without bias
   LoraSlots lora;
   LoraSlots* lora_slots() override { return &lora; }
+  // Large products by src/nn/onednn_linear.h: for networks that need no bitwise equality between batch sizes.
+  void use_onednn(bool on) { onednn_ = on; }
 
  protected:
   void reset(at::Generator& generator) override;  // U(+-1/sqrt(in)), as torch.nn.Linear
+
+ private:
+  bool onednn_ = false;
 };
 
 struct Conv2dOptions {
@@ -83,6 +88,8 @@ class GroupNorm : public Module {
   GroupNorm(int64_t groups, int64_t channels, double eps = 1e-5);
   Tensor operator()(const Tensor& x) const;  // [B, C, ...]
   Tensor weight, bias;
+  int64_t groups() const { return groups_; }
+  double eps() const { return eps_; }
 
  protected:
   void reset(at::Generator& generator) override;

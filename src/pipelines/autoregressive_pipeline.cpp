@@ -80,6 +80,7 @@ std::string AutoregressivePipeline::description() const {
 }
 
 void AutoregressivePipeline::check(const GenerateOptions& options) const {
+  refuse_diffusion_keys(options, "an autoregressive model");
   decoding::check(options.decoder, layout_.image_length());
   if (options.decoder.kind != decoding::DecoderKind::sjd2) return;
   const models::TimestepTokens trained = noise_.config().timestep_tokens;

@@ -4,30 +4,64 @@
 #include <numeric>
 
 #include "src/base/error.h"
-#include "src/base/files.h"
 #include "src/base/json.h"
 #include "src/base/table.h"
 #include "src/base/text.h"
 #include "src/config/config.h"
-#include "src/io/checkpoint.h"
+#include "src/models/model_folder.h"
+#include "src/models/model_folder.h"
 #include "src/pipelines/autoregressive_pipeline.h"
+#include "src/pipelines/diffusion_pipeline.h"
 #include "src/tensor/ops.h"
 
 namespace fewstep::pipelines {
 namespace fs = std::filesystem;
 namespace {
 
+template <class T>
+std::unique_ptr<Pipeline> load_pipeline(const fs::path& folder, at::Device device) {
+  return std::make_unique<T>(folder, device);
+}
+
 struct PipelineKind {
   std::string_view name;  // _class_name of model_index.json
   std::unique_ptr<Pipeline> (*load)(const fs::path& folder, at::Device device);
+  std::string_view steps_key;
 };
 
-const PipelineKind kPipelines[] = {
-    {"AutoregressivePipeline",
-     [](const fs::path& folder, at::Device device) -> std::unique_ptr<Pipeline> {
-       return std::make_unique<AutoregressivePipeline>(folder, device);
-     }},
+constexpr PipelineKind kPipelines[] = {
+    {"AutoregressivePipeline", load_pipeline<AutoregressivePipeline>, "steps"},
+    {"FewstepDiffusionPipeline", load_pipeline<DiffusionPipeline>, "sampling_steps"},
+    {"StableDiffusionXLPipeline", load_pipeline<DiffusionPipeline>, "sampling_steps"},
+    {"StableDiffusionXLImg2ImgPipeline", load_pipeline<DiffusionPipeline>, "sampling_steps"},  // the refiner
+    {"StableDiffusionPipeline", load_pipeline<DiffusionPipeline>, "sampling_steps"},
 };
+
+const PipelineKind& kind_of(const fs::path& model) {
+  const fs::path path = model / "model_index.json";
+  const Json index = read_json(path);
+  const std::string name = index.is_object() ? index.value("_class_name", "") : "";
+  return find_entry(std::span<const PipelineKind>(kPipelines), name, path.string() + ": pipeline");
+}
+
+// The lines of a config that are not those of the defaults, as "key=value".
+std::vector<std::string> changed_lines(GenerateOptions options) {
+  GenerateOptions defaults;
+  const std::vector<std::string> as_is = split(config::to_yaml(defaults), '\n');
+  std::vector<std::string> out;
+  for (std::string line : split(config::to_yaml(options), '\n')) {
+    if (std::find(as_is.begin(), as_is.end(), line) != as_is.end()) continue;
+    const size_t colon = line.find(": ");
+    if (colon != std::string::npos) out.push_back(line.replace(colon, 2, "="));
+  }
+  return out;
+}
+
+void refuse(const GenerateOptions& changed, std::string_view model, std::string_view remedy) {
+  std::string keys;
+  for (const std::string& line : changed_lines(changed)) keys += (keys.empty() ? "" : ", ") + line.substr(0, line.find('='));
+  if (!keys.empty()) fail<ConfigError>("{}: means nothing to {}; {}", keys, model, remedy);
+}
 
 }  // namespace
 
@@ -40,6 +74,7 @@ void describe(config::Visitor& v, GenerateOptions& c) {
   static constexpr config::Choice kTimestepTokens[] = {{"checkpoint", 0}, {"none", 1}, {"shared_suffix", 2}, {"per_slot", 3}};
   describe(v, c.decoder);
   v.field("timestep_tokens", c.timestep_tokens, "sjd2: refused unless it is the checkpoint's", kTimestepTokens);
+  describe(v, c.diffusion);
 }
 
 decoding::DecoderOptions GenerateOptions::decoder_options() const {
@@ -49,16 +84,22 @@ decoding::DecoderOptions GenerateOptions::decoder_options() const {
 }
 
 std::string changed_options(GenerateOptions options) {
-  GenerateOptions defaults;
-  const std::vector<std::string> as_is = split(config::to_yaml(defaults), '\n');
   std::string out;
-  for (std::string line : split(config::to_yaml(options), '\n')) {
-    if (std::find(as_is.begin(), as_is.end(), line) != as_is.end()) continue;
-    const size_t colon = line.find(": ");
-    if (colon == std::string::npos) continue;
-    out += (out.empty() ? "" : " ") + line.replace(colon, 2, "=");
-  }
+  for (const std::string& line : changed_lines(std::move(options))) out += (out.empty() ? "" : " ") + line;
   return out;
+}
+
+void refuse_autoregressive_keys(const GenerateOptions& options, std::string_view model) {
+  GenerateOptions own = options;  // what both kinds take is put back to its default
+  const GenerateOptions defaults;
+  own.guidance = defaults.guidance, own.batch_size = defaults.batch_size, own.diffusion = {};
+  refuse(own, model, "the steps of a diffusion model are sampling_steps, its sampler is sampler (fewstep config explain sample)");
+}
+
+void refuse_diffusion_keys(const GenerateOptions& options, std::string_view model) {
+  GenerateOptions own;
+  own.diffusion = options.diffusion;
+  refuse(own, model, "these belong to diffusion models (fewstep config explain sample)");
 }
 
 Generated Pipeline::generate(const std::vector<std::string>& prompts, uint64_t seed, int64_t first_index,
@@ -72,20 +113,13 @@ std::vector<Strip> Pipeline::strips(const std::vector<std::string>&, uint64_t, c
   return {};
 }
 
-fs::path find_model(const fs::path& folder) {
-  if (!fs::exists(folder)) fail<DataError>("{}: no such folder", folder.string());
-  for (const fs::path& candidate : {folder, folder / "model"})
-    if (fs::exists(candidate / "model_index.json")) return candidate;
-  if (const auto checkpoint = io::find_checkpoint(folder)) return *checkpoint / "model";
-  fail<DataError>("{}: neither a model folder (model_index.json) nor a run with a whole checkpoint", folder.string());
-}
+fs::path find_model(const fs::path& folder) { return models::as_model_folder(folder); }
 
 std::unique_ptr<Pipeline> load(const fs::path& folder, at::Device device) {
   const fs::path model = find_model(folder);
-  const Json index = read_json(model / "model_index.json");
-  const std::string name = index.value("_class_name", "");
-  const std::string where = (model / "model_index.json").string() + ": pipeline";
-  return find_entry(std::span<const PipelineKind>(kPipelines), name, where).load(model, device);
+  return kind_of(model).load(model, device);
 }
+
+std::string_view steps_key(const fs::path& folder) { return kind_of(find_model(folder)).steps_key; }
 
 }  // namespace fewstep::pipelines

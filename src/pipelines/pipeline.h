@@ -10,6 +10,7 @@
 #include "src/base/json.h"
 #include "src/config/visitor.h"
 #include "src/decoding/decoders.h"
+#include "src/pipelines/diffusion_options.h"
 #include "src/tensor/tensor.h"
 
 namespace fewstep::pipelines {
@@ -23,16 +24,21 @@ struct GenerateOptions {   // key=value on the command line
   decoding::DecoderOptions decoder;  // autoregressive models; its keys stand beside those above
   // The checkpoint's setting is used; another one given here is refused.
   enum class TimestepTokens { checkpoint, none, shared_suffix, per_slot } timestep_tokens = TimestepTokens::checkpoint;
+  DiffusionOptions diffusion;        // diffusion models; flat keys, too
 
   decoding::DecoderOptions decoder_options() const;  // with the sampling options above
 };
 void describe(config::Visitor& v, GenerateOptions& c);
 // "decoder=sjd2 window=64": the keys that differ from their defaults, as the command line takes them; "" when none does.
 std::string changed_options(GenerateOptions options);
+// ConfigError naming the keys that were changed and mean nothing to this kind of model.
+void refuse_autoregressive_keys(const GenerateOptions& options, std::string_view model);
+void refuse_diffusion_keys(const GenerateOptions& options, std::string_view model);
 
 struct Generated {
   Tensor images;             // uint8 [N, C, H, W]
   Tensor tokens;             // int64 [N, L]; undefined for models without tokens
+  Tensor latents;            // float32 [N, c, h, w] as the diffusion network has them; undefined for other models
   double steps = 0, nfe = 0; // model calls per image, the mean where images differ (guidance counts twice in nfe)
   double step_compression = 0;  // mean over images of tokens / steps; 0: not an autoregressive model
   std::vector<decoding::Decoded> decoded;  // one per batch; empty for models without tokens
@@ -62,8 +68,10 @@ class Pipeline {
   virtual std::vector<Strip> strips(const std::vector<std::string>& prompts, uint64_t seed, const GenerateOptions& options,
                                     int64_t pictures);
 };
-// A run folder (its latest checkpoint), a checkpoint, or a model folder with model_index.json.
+// A run folder (its latest checkpoint), a checkpoint, a model folder with model_index.json, or a checkpoint in a single file.
 std::unique_ptr<Pipeline> load(const std::filesystem::path& folder, at::Device device);
 std::filesystem::path find_model(const std::filesystem::path& folder);  // the folder that holds model_index.json
+// The key of GenerateOptions that --steps stands for: noise levels of decoder sjd2, or sampling steps.
+std::string_view steps_key(const std::filesystem::path& folder);
 
 }  // namespace fewstep::pipelines

@@ -89,6 +89,8 @@ void describe(config::Visitor& v, OptimizerConfig& c) {
   static constexpr config::Choice kSchedules[] = {{"constant", static_cast<int>(LrSchedule::constant)},
                                                   {"cosine", static_cast<int>(LrSchedule::cosine)},
                                                   {"linear", static_cast<int>(LrSchedule::linear)}};
+  static constexpr config::Choice kWarmups[] = {{"none", static_cast<int>(EmaWarmup::none)},
+                                                {"diffusers", static_cast<int>(EmaWarmup::diffusers)}};
   v.field("lr", c.lr, "peak learning rate", config::kPositive);
   v.field("beta1", c.beta1, "decay of the mean of gradients", config::Range{0.0, 1.0});
   v.field("beta2", c.beta2, "decay of the mean of squared gradients", config::Range{0.0, 1.0});
@@ -99,8 +101,16 @@ void describe(config::Visitor& v, OptimizerConfig& c) {
   v.field("warmup_steps", c.warmup_steps, "steps of linear warm-up", config::kNonNegative);
   v.field("final_lr_fraction", c.final_lr_fraction, "of the peak, reached at the last step", config::kUnit);
   v.field("ema_decay", c.ema_decay, "of the moving average of the weights; 0: none", config::Range{0.0, 1.0});
+  v.field("ema_warmup", c.ema_warmup, "diffusers: after n updates the decay is at most (1 + n) / (10 + n), the first copies", kWarmups);
   v.check(c.beta1 < 1 && c.beta2 < 1, c.beta1 < 1 ? "beta2" : "beta1", "must be below 1");
   v.check(c.ema_decay < 1, "ema_decay", "must be below 1");
+}
+
+double ema_decay(const OptimizerConfig& c, int64_t updates) {
+  if (c.ema_warmup == EmaWarmup::none) return c.ema_decay;
+  if (updates == 0) return 0.0;
+  const auto n = static_cast<double>(updates);
+  return std::min(c.ema_decay, (1 + n) / (10 + n));
 }
 
 double learning_rate(const OptimizerConfig& c, int64_t step, int64_t total_steps) {
@@ -208,7 +218,8 @@ void AdamW::step(double lr, const Tensor& norm) {
 void AdamW::update_ema() {
   const NoGrad no_grad;
   if (!has_ema()) return;
-  for (Group& group : groups_) group.ema.lerp_(group.weight, 1.0 - config_.ema_decay);
+  const double decay = ema_decay(config_, ema_updates_++);
+  for (Group& group : groups_) group.ema.lerp_(group.weight, 1.0 - decay);
 }
 
 void AdamW::swap_ema() {
@@ -254,13 +265,16 @@ TensorMap AdamW::ema_state() const {
     const auto& [name, p] = parameters_[i];
     out.emplace(name, alias(groups_[static_cast<size_t>(places_[i].first)].ema, places_[i].second, p.sizes()));
   }
+  if (config_.ema_warmup != EmaWarmup::none) out.emplace("ema_updates", at::full({}, ema_updates_, at::kLong));
   return out;
 }
 
 void AdamW::load_ema_state(const TensorMap& tensors) {
   const NoGrad no_grad;
   if (!has_ema()) fail("EMA weights are given, but optimizer.ema_decay is 0: set it or leave them out");
-  copy_all(ema_state(), tensors, "EMA state");
+  const TensorMap own = ema_state();
+  copy_all(own, tensors, "EMA state");
+  if (const auto n = own.find("ema_updates"); n != own.end()) ema_updates_ = n->second.item<int64_t>();
 }
 
 }  // namespace fewstep

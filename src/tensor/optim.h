@@ -10,6 +10,9 @@
 namespace fewstep {
 
 enum class LrSchedule { constant, cosine, linear };
+// How the decay of the moving average rises to ema_decay, so that it forgets the random start. diffusers: after n updates
+// min(ema_decay, (1 + n) / (10 + n)), 0 (a copy of the weights) at the first (EMAModel; sgm's LitEma is the same from n = 1).
+enum class EmaWarmup { none, diffusers };
 
 struct OptimizerConfig {
   double lr = 1e-3;
@@ -20,8 +23,11 @@ struct OptimizerConfig {
   int64_t warmup_steps = 0;    // linear from 0
   double final_lr_fraction = 0.0;  // of the peak, reached at the last step (cosine, linear)
   double ema_decay = 0.0;      // 0: no EMA
+  EmaWarmup ema_warmup = EmaWarmup::none;
 };
 void describe(config::Visitor& v, OptimizerConfig& c);
+// The decay of the EMA's update number `updates` (0-based).
+double ema_decay(const OptimizerConfig& c, int64_t updates);
 
 // Learning rate at `step` (0-based) of `total_steps`: (step + 1) / (warmup + 1) of the peak, so that the first update
 // is not zero; the peak at step `warmup_steps`; the final fraction at step `total_steps - 1`.
@@ -42,8 +48,8 @@ class AdamW {
   const NamedTensors& parameters() const { return parameters_; }
   int64_t updates() const;                   // optimiser updates made
 
-  // "exp_avg.<name>", "exp_avg_sq.<name>", "updates"; and "<name>" for the EMA. Shapes are the parameters'. The
-  // tensors are the buffers themselves: write them out, or clone.
+  // "exp_avg.<name>", "exp_avg_sq.<name>", "updates"; and "<name>" for the EMA, with a warm-up also "ema_updates". Shapes
+  // are the parameters'. The tensors are the buffers themselves: write them out, or clone.
   TensorMap state() const;
   void load_state(const TensorMap& tensors);  // strict: Error lists missing, extra and misshapen names
   TensorMap ema_state() const;
@@ -61,6 +67,7 @@ class AdamW {
   NamedTensors parameters_;
   std::vector<Group> groups_;
   std::vector<std::pair<int, int64_t>> places_;  // parameter -> (group, offset)
+  int64_t ema_updates_ = 0;    // its own number: an EMA may outlive the optimiser's moments
 };
 
 }  // namespace fewstep

@@ -175,6 +175,7 @@ void expect_same_samples(const Dataset& a, const Dataset& b) {
       ASSERT_EQ(x.caption, y.caption) << i << " " << epoch;
       ASSERT_EQ(x.label, y.label);
       ASSERT_EQ(x.attributes, y.attributes);
+      ASSERT_EQ(x.micro, y.micro);
     }
   EXPECT_EQ(a.class_names(), b.class_names());
   EXPECT_EQ(a.fingerprint(), b.fingerprint());

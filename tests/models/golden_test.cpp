@@ -27,7 +27,7 @@ TEST_P(GoldenFolder, EveryTensorAgreesWithPyTorch) {
   EXPECT_TRUE(report.passed) << models::to_text(report);
   EXPECT_GE(report.lines.size(), 4u);
 }
-INSTANTIATE_TEST_SUITE_P(Models, GoldenFolder, testing::Values("llama", "vq_model", "clip_model", "clip_text_encoder", "clip_text_encoder_2", "dinov2",
+INSTANTIATE_TEST_SUITE_P(Models, GoldenFolder, testing::Values("llama", "vq_model", "autoencoder_kl", "unet2d", "unet2d_conv", "clip_model", "clip_text_encoder", "clip_text_encoder_2", "dinov2",
                                                                 "fid_inception_slim16", "vgg16", "clip_tokenizer"));
 
 // A copy of the golden folder whose expectations or weights a test may spoil.

@@ -215,6 +215,42 @@ TEST(Optim, SwapEmaTwiceIsNothing) {
   EXPECT_TRUE(at::equal(p[0].tensor, weight));
 }
 
+// diffusers.training_utils.EMAModel(decay=0.99).get_decay(i + 1) for i = 0, 1, 2, ...
+TEST(Optim, EmaWarmupIsThatOfDiffusers) {
+  OptimizerConfig c;
+  c.ema_decay = 0.99;
+  EXPECT_EQ(ema_decay(c, 0), 0.99);
+  c.ema_warmup = EmaWarmup::diffusers;
+  const double wanted[] = {0.0, 2.0 / 11, 3.0 / 12, 4.0 / 13};
+  for (int i = 0; i < 4; ++i) EXPECT_DOUBLE_EQ(ema_decay(c, i), wanted[i]);
+  EXPECT_DOUBLE_EQ(ema_decay(c, 889), 890.0 / 899);
+  EXPECT_EQ(ema_decay(c, 100000), 0.99);
+
+  NamedTensors p = make(), q = make();
+  AdamW a(p, c), b(q, c);
+  std::vector<Tensor> ema(p.size());
+  for (int step = 0; step < 3; ++step) {
+    a.zero_grad();
+    loss_of(p, step).backward();
+    a.step(0.05, a.grad_norm());
+    a.update_ema();
+    const double d = wanted[step];
+    for (size_t i = 0; i < p.size(); ++i) {
+      const Tensor w = p[i].tensor.detach();
+      ema[i] = step == 0 ? w.clone() : d * ema[i] + (1 - d) * w;
+      EXPECT_TRUE(at::allclose(a.ema_state().at(p[i].name), ema[i], 1e-12, 1e-14)) << step << p[i].name;
+    }
+  }
+  // The count is part of the state: the next decay is 4 / 13 again, not 0.
+  b.load_ema_state(a.ema_state());
+  const Tensor before = b.ema_state().at("w").clone();
+  b.update_ema();
+  EXPECT_TRUE(at::allclose(b.ema_state().at("w"), before + (q[0].tensor.detach() - before) * (9.0 / 13), 1e-12, 1e-14));
+  TensorMap without = a.ema_state();
+  without.erase("ema_updates");
+  EXPECT_THAT([&] { b.load_ema_state(without); }, ThrowsMessage<DataError>(HasSubstr("missing: ema_updates")));
+}
+
 TEST(Optim, RefusesFrozenAndComputed) {
   NamedTensors p = make();
   p[1].tensor.set_requires_grad(false);

@@ -359,6 +359,39 @@ TEST_F(Experiment, TablesStandBesideThePaper) {
   EXPECT_EQ(json["rows"][0]["status"], "done");
 }
 
+TEST_F(Experiment, VariantsOfAnEvaluationAreRowsOfTheTable) {
+  // The one job writes results with a row for the samples and one for a variant of them.
+  const fs::path results = folder_ / "results.json";
+  eval::Results written{.name = "e", .protocol = "p", .rows = {}, .provenance = {}};
+  for (const auto& [label, value] : {std::pair{"samples", 2.0}, {"guidance 2", 3.0}})
+    written.rows.push_back({.label = label, .metrics = {{"cut_rate", {.value = value, .n = 10}}}});
+  eval::save_results(results, written);
+  const fs::path program =
+      script("out=$(echo \"$3\" | sed 's/out=\"\\(.*\\)\"/\\1/'); mkdir -p \"$out\" && cp '" + results.string() + "' \"$out/results.json\"");
+  write_text_atomic(folder_ / "e.yaml", "name: e\ndata: {kind: fashion_mnist}\nmetrics: [cut_rate]\nsets: [real]\n");
+  const auto c = parse("rows: [{label: a, also: [guidance 2], jobs: [{name: e, command: eval, target: " +
+                       (folder_ / "e.yaml").string() + "}]}]");
+  const Outcome outcome = run_experiment(c, {.program = program, .only = {}});
+  ASSERT_EQ(outcome.rows.size(), 2u);
+  EXPECT_EQ(outcome.rows[0].result.metrics.at("cut_rate").value, 2.0) << outcome.rows[0].detail;
+  EXPECT_EQ(outcome.rows[1].label, "a; guidance 2");
+  EXPECT_EQ(outcome.rows[1].result.metrics.at("cut_rate").value, 3.0);
+  EXPECT_EQ(calls().size(), 1u);  // made once
+}
+
+TEST_F(Experiment, CurvesHaveALineARowAndAPointAValue) {
+  auto c = parse("curve_x: cut\ncurve_y: cla\nmatrix: {j.g: [1, 2, 3]}\nrows: [{label: a, jobs: [{name: j}]}, {label: b, jobs: [{name: j}]}]");
+  Outcome outcome;
+  for (const char* label : {"a, g=1", "a, g=2", "a, g=3", "b, g=1"})
+    outcome.rows.push_back({.label = label, .point = {}, .result = {.label = label, .metrics = {{"cut_rate", {.value = 1}}, {"clash", {.value = 2}}}}});
+  const std::string svg = curve(c, outcome);
+  EXPECT_THAT(svg, HasSubstr("cut_rate"));
+  EXPECT_THAT(svg, HasSubstr(">a<"));
+  EXPECT_THAT(svg, testing::Not(HasSubstr(">b<")));  // one point is no line
+  c.curve_x = c.curve_y = "";
+  EXPECT_EQ(curve(c, outcome), "");
+}
+
 TEST(FlowItems, SplitsAtTheTopLevelOnly) {
   EXPECT_THAT(flow_items("[1, 'a, b', [x, y], {k: [1, 2]}]"), ElementsAre("1", "'a, b'", "[x, y]", "{k: [1, 2]}"));
   EXPECT_THAT(flow_items("7"), ElementsAre("7"));

@@ -1,8 +1,7 @@
 #include "tests/trainers/training_runs.h"
 
-#include <unistd.h>
-
 #include <cmath>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -11,6 +10,7 @@
 #include "src/io/checkpoint.h"
 #include "src/io/safetensors.h"
 #include "src/tensor/ops.h"
+#include "tests/support/scratch.h"
 
 namespace fewstep::testing {
 namespace fs = std::filesystem;
@@ -42,43 +42,46 @@ trainer:
   optimizer: {lr: 2.0e-3, ema_decay: 0.9}
 )";
 
+std::unique_ptr<ScratchFolder>& scratch_of_the_suite() {
+  static std::unique_ptr<ScratchFolder> folder;
+  return folder;
+}
+
 }  // namespace
 
+void RunFolders::SetUpTestSuite() { scratch_of_the_suite() = std::make_unique<ScratchFolder>("training"); }
+void RunFolders::TearDownTestSuite() { scratch_of_the_suite().reset(); }
+
+const fs::path& RunFolders::root() { return scratch_of_the_suite()->path(); }
+
 void TrainingRuns::SetUpTestSuite() {
-  root() = fs::temp_directory_path() / ("fewstep-training-" + std::to_string(getpid()));
-  fs::create_directories(root());
+  RunFolders::SetUpTestSuite();
   write_config("vq.yaml", kVq);
   write_config("ar.yaml", kAr);
   const Finished vq = train("vq.yaml", "vq");
   ASSERT_EQ(vq.code, 0) << vq.output;
 }
-void TrainingRuns::TearDownTestSuite() { fs::remove_all(root()); }
 
-fs::path& TrainingRuns::root() {
-  static fs::path path;
-  return path;
-}
-
-void TrainingRuns::write_config(const std::string& name, std::string text) {
+void RunFolders::write_config(const std::string& name, std::string text) {
   for (size_t i; (i = text.find("ROOT")) != std::string::npos;) text.replace(i, 4, root().string());
   write_text_atomic(root() / name, text);
 }
 
-std::vector<std::string> TrainingRuns::arguments(const std::string& config, const std::string& run, std::vector<std::string> more) {
+std::vector<std::string> RunFolders::arguments(const std::string& config, const std::string& run, std::vector<std::string> more) {
   std::vector<std::string> a = {FEWSTEP_BINARY, "train", (root() / config).string(), "--run-dir", (root() / run).string()};
   a.insert(a.end(), more.begin(), more.end());
   return a;
 }
 
-Finished TrainingRuns::train(const std::string& config, const std::string& run, std::vector<std::string> more) {
+Finished RunFolders::train(const std::string& config, const std::string& run, std::vector<std::string> more) {
   return Child(arguments(config, run, std::move(more)), root()).wait();
 }
 
-TensorMap TrainingRuns::weights(const std::string& run, int64_t step, const std::string& stem) {
+TensorMap RunFolders::weights(const std::string& run, int64_t step, const std::string& stem) {
   return io::Safetensors(io::checkpoint_path(root() / run, step) / (stem + ".safetensors")).all();
 }
 
-std::vector<double> TrainingRuns::losses(const std::string& run, const std::string& key, const std::string& group) {
+std::vector<double> RunFolders::losses(const std::string& run, const std::string& key, const std::string& group) {
   std::vector<double> out;
   std::istringstream lines(read_text(root() / run / "metrics.jsonl"));
   for (std::string line; std::getline(lines, line);)
@@ -86,7 +89,7 @@ std::vector<double> TrainingRuns::losses(const std::string& run, const std::stri
   return out;
 }
 
-void TrainingRuns::expect_same_files(const std::string& a, const std::string& b, int64_t step) {
+void RunFolders::expect_same_files(const std::string& a, const std::string& b, int64_t step) {
   for (const auto& entry : fs::directory_iterator(io::checkpoint_path(root() / a, step))) {
     if (entry.path().extension() != ".safetensors") continue;
     EXPECT_EQ(read_text(entry.path()), read_text(io::checkpoint_path(root() / b, step) / entry.path().filename()))
@@ -94,7 +97,7 @@ void TrainingRuns::expect_same_files(const std::string& a, const std::string& b,
   }
 }
 
-double TrainingRuns::relative_difference(const TensorMap& a, const TensorMap& b) {
+double RunFolders::relative_difference(const TensorMap& a, const TensorMap& b) {
   double difference = 0, norm = 0;
   for (const auto& [name, t] : a) {
     difference += (t - b.at(name)).to(at::kDouble).square().sum().item<double>();

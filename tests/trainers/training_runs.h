@@ -11,13 +11,13 @@
 
 namespace fewstep::testing {
 
-// The configs vq.yaml and ar.yaml; the tokenizer every transformer needs is trained once, as run `vq`.
-class TrainingRuns : public ::testing::Test {
+// A scratch folder for the suite's configs and runs. Each run of a suite has a name of its own.
+class RunFolders : public ::testing::Test {
  protected:
   static void SetUpTestSuite();
   static void TearDownTestSuite();
 
-  static std::filesystem::path& root();
+  static const std::filesystem::path& root();
   static void write_config(const std::string& name, std::string text);  // ROOT in `text` stands for the scratch folder
   static std::vector<std::string> arguments(const std::string& config, const std::string& run, std::vector<std::string> more);
   static Finished train(const std::string& config, const std::string& run, std::vector<std::string> more = {});
@@ -26,6 +26,12 @@ class TrainingRuns : public ::testing::Test {
   static std::vector<double> losses(const std::string& run, const std::string& key, const std::string& group = "train");
   static void expect_same_files(const std::string& a, const std::string& b, int64_t step);  // a checkpoint's safetensors
   static double relative_difference(const TensorMap& a, const TensorMap& b);                // |a - b| / |a| over all weights
+};
+
+// The configs vq.yaml and ar.yaml; the tokenizer every transformer needs is trained once, as run `vq`.
+class TrainingRuns : public RunFolders {
+ protected:
+  static void SetUpTestSuite();
 };
 
 }  // namespace fewstep::testing

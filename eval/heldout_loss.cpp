@@ -1,0 +1,89 @@
+#include "eval/heldout_loss.h"
+
+#include "datasets/dataset.h"
+#include "eval/accuracy.h"
+#include "src/base/error.h"
+#include "src/diffusion/prediction.h"
+#include "src/diffusion/schedule.h"
+#include "src/diffusion/timestep_sampling.h"
+#include "src/pipelines/diffusion_pipeline.h"
+#include "src/tensor/modes.h"
+#include "src/tensor/ops.h"
+#include "src/tensor/rng.h"
+
+namespace fewstep::eval {
+namespace {
+
+constexpr int64_t kLevels = 4, kBatch = 64;
+constexpr int64_t kTimestepDraw = 1, kNoiseDraw = 2;  // steps of the keyed streams
+
+// Per-sample losses [B, levels] of one batch, each sample once in every quarter of the axis.
+Tensor losses_by_level(const pipelines::DiffusionModel& model, const Batch& batch, uint64_t seed) {
+  const auto& schedule = model.schedule;
+  const Tensor x0 = batch.latent_mean.defined()
+                        ? model.latent_space->from_posterior(batch.latent_mean, batch.latent_std, {.ids = batch.ids, .seed = seed})
+                        : model.latent_space->encode(batch.images, {.ids = batch.ids, .seed = seed});
+  const models::UNetConditions conditions = (*model.conditioner)({.captions = batch.captions, .labels = batch.labels,
+                                                                  .micro = batch.micro, .aesthetic = batch.aesthetic,
+                                                                  .context = batch.context, .pooled = batch.pooled});
+  const Tensor uniform = uniform_by_id(batch.ids, 1, seed, Stream::eval, kTimestepDraw);  // [B, 1]
+  const Tensor noise = normal_by_id(batch.ids, x0.sizes().slice(1), seed, Stream::eval, kNoiseDraw).to(x0.options());
+  std::vector<Tensor> levels;
+  for (int64_t level = 0; level < kLevels; ++level) {
+    diffusion::TimestepSampling quarter;
+    quarter.min = static_cast<double>(level) / kLevels, quarter.max = static_cast<double>(level + 1) / kLevels;
+    const Tensor t = diffusion::sample_timesteps(quarter, schedule, uniform).to(x0.device());
+    const Tensor x_t = diffusion::add_noise(schedule, x0, noise, t);
+    const Tensor target = diffusion::prediction_target(model.prediction, x0, noise, schedule.alpha(t), schedule.sigma(t));
+    const Tensor output = (*model.unet)(x_t, t, conditions);
+    levels.push_back((output - target).square().flatten(1).mean(1).to(at::kCPU, at::kDouble));
+  }
+  return at::stack(levels, 1);
+}
+
+std::vector<double> values_of(const Tensor& x) {
+  const Tensor c = x.contiguous();
+  return {c.const_data_ptr<double>(), c.const_data_ptr<double>() + c.numel()};
+}
+
+}  // namespace
+
+std::map<std::string, Value> heldout_loss(const pipelines::Pipeline& pipeline, const Dataset& data, int64_t count, uint64_t seed) {
+  const auto* diffusion = dynamic_cast<const pipelines::DiffusionPipeline*>(&pipeline);
+  if (!diffusion) fail<ConfigError>("metric {}: {}; it needs a diffusion model", kHeldoutLoss, pipeline.description());
+  const NoGrad no_grad;
+  at::Generator generator = generator_for(seed, Stream::eval, 3);
+  const Tensor order = at::randperm(data.size(), generator, at::kLong);
+  const auto buckets = data.buckets();
+  const at::Device device = diffusion->model().unet->parameters().front().tensor.device();
+  std::map<int64_t, std::vector<Sample>> waiting;  // by bucket: a batch has one size
+  std::map<int64_t, std::vector<Tensor>> losses;
+  const auto flush = [&](int64_t bucket) {
+    losses[bucket].push_back(losses_by_level(diffusion->model(), collate(waiting[bucket]).to(device), seed));
+    waiting[bucket].clear();
+  };
+  for (int64_t i = 0; i < std::min(count, data.size()); ++i) {
+    const int64_t index = order[i].item<int64_t>(), bucket = data.bucket_of(index);
+    waiting[bucket].push_back(data.get(index, seed, 0));
+    if (static_cast<int64_t>(waiting[bucket].size()) == kBatch) flush(bucket);
+  }
+  for (const auto& [bucket, rest] : waiting)
+    if (!rest.empty()) flush(bucket);
+
+  std::map<std::string, Value> values;
+  std::vector<Tensor> all;
+  for (const auto& [bucket, parts] : losses) {
+    const Tensor own = at::cat(parts);  // [n, levels]
+    all.push_back(own);
+    if (losses.size() > 1)
+      values[fmt::format("{}[{}]", kHeldoutLoss, bucket_text(buckets[static_cast<size_t>(bucket)]))] = mean_with_interval(values_of(own.mean(1)));
+  }
+  const Tensor together = at::cat(all);
+  values[std::string(kHeldoutLoss)] = mean_with_interval(values_of(together.mean(1)));
+  for (int64_t level = 0; level < kLevels; ++level)
+    values[fmt::format("{}[t={}-{}]", kHeldoutLoss, static_cast<double>(level) / kLevels, static_cast<double>(level + 1) / kLevels)] =
+        mean_with_interval(values_of(together.select(1, level)));
+  return values;
+}
+
+}  // namespace fewstep::eval
