@@ -83,6 +83,7 @@ void describe(config::Visitor& v, EvalVariant& c) {
   v.require("label");
   v.field("label", c.label, "name of the row");
   v.field("generate", c.generate, "keys of `generate` that differ in this row");
+  v.field("num_samples", c.num_samples, "the first so many captions only; 0: as many as the evaluation", config::kNonNegative);
 }
 
 void describe(config::Visitor& v, LatencyConfig& c) {

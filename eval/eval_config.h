@@ -22,6 +22,7 @@ void describe(config::Visitor& v, LatencyConfig& c);
 struct EvalVariant {
   std::string label;
   config::Overrides generate;  // keys of `generate` over the evaluation's own
+  int64_t num_samples = 0;     // the first so many captions; 0: all of them
 };
 void describe(config::Visitor& v, EvalVariant& c);
 

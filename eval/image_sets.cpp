@@ -140,13 +140,15 @@ ImageSet ImageSets::make(const std::string& name) {
   return config_.images.empty() ? samples(config_.generate) : from_folder();
 }
 
-ImageSet ImageSets::samples(const pipelines::GenerateOptions& options) {
-  if (config_.prompts_file.empty()) return generate(real().captions, real().labels, 0, "samples", options);
+ImageSet ImageSets::samples(const pipelines::GenerateOptions& options, int64_t count) {
+  const int64_t N = count > 0 ? std::min(count, config_.num_samples) : config_.num_samples;
+  if (config_.prompts_file.empty())
+    return generate(slice_of(real().captions, 0, N), real().labels.slice(0, 0, N), 0, "samples", options);
   std::vector<std::string> lines, prompts;
   for (const std::string& line : split(read_text(config_.prompts_file), '\n'))
     if (!trim(line).empty()) lines.emplace_back(trim(line));
   if (lines.empty()) fail<DataError>("{}: no prompts in it (one a line is expected)", config_.prompts_file);
-  for (int64_t i = 0; i < config_.num_samples; ++i) prompts.push_back(lines[static_cast<size_t>(i) % lines.size()]);
+  for (int64_t i = 0; i < N; ++i) prompts.push_back(lines[static_cast<size_t>(i) % lines.size()]);
   return generate(prompts, labels_of(prompts), 0, "samples", options);
 }
 

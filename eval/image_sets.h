@@ -31,7 +31,8 @@ class ImageSets {
   ImageSets(const EvalConfig& config, const Dataset& test, at::Device device);
   const ImageSet& reference();                   // loaded at the first use, with the real set
   const ImageSet& get(const std::string& name);  // a name of image_set_kinds()
-  ImageSet samples(const pipelines::GenerateOptions& options);  // the set "samples" with other options; not kept
+  // The set "samples" with other options, of the first `count` captions (0: all); not kept.
+  ImageSet samples(const pipelines::GenerateOptions& options, int64_t count = 0);
   const ImageSet& training_images();             // up to 20,000 of the train split
   pipelines::Pipeline& pipeline();               // ConfigError without `model`
   // `count` samples of each prompt, prompt by prompt, from indices no set uses.

@@ -74,7 +74,14 @@ bool is_loss(std::string_view key) {
                                                 "revived",
                                                 "logit_scale",
                                                 "accuracy",
-                                                "retrieval"};
+                                                "retrieval",
+                                                "psnr",
+                                                "logvar",
+                                                "logits_real",
+                                                "logits_fake",
+                                                "adversarial_weight",
+                                                "activation_max",
+                                                "activations_above_limit"};
   return std::find(std::begin(kOther), std::end(kOther), key) == std::end(kOther);
 }
 

@@ -303,7 +303,7 @@ Results run_evaluation(EvalConfig& c, at::Device device) {
     lap("measuring: " + set.label);
   }
   for (const EvalVariant& variant : c.variants) {
-    ImageSet set = sets.samples(variant_options(c, variant));
+    ImageSet set = sets.samples(variant_options(c, variant), variant.num_samples);
     set.label = variant.label;
     results.rows.push_back(measured_row(c, set, follows_distribution("samples", c), judges));
     lap("variant: " + set.label);

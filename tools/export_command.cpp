@@ -108,7 +108,9 @@ void export_diffusers(const fs::path& model_path, const fs::path& out, const Exp
   const models::WeightOptions options{.dtype = dtype_of(a), .max_shard_bytes = bytes_of(a.max_shard_size), .variant = a.variant};
   const bool rewrite = options.dtype || options.max_shard_bytes > 0 || !options.variant.empty() || !a.from_variant.empty();
   if (!a.metadata.empty()) fail<ConfigError>("--metadata is for --format single-file");
-  write_json(out / "model_index.json", diffusers_index(model));
+  const Json index = diffusers_index(model);
+  if (index == model.index) models::place_file(model_path / "model_index.json", out / "model_index.json");
+  else write_json(out / "model_index.json", index);
   for (const models::ModelComponent& c : model.components) {
     if (rewrite && models::has_weights(c.folder)) {
       rewrite_component(c.folder, out / c.name, a, options);

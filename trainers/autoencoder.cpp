@@ -1,7 +1,5 @@
 #include "trainers/autoencoder.h"
 
-#include <torch/csrc/autograd/autograd.h>
-
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -11,6 +9,7 @@
 #include "src/io/image.h"
 #include "src/io/safetensors.h"
 #include "src/models/model.h"
+#include "src/nn/gradients.h"
 #include "src/pipelines/pipeline.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
@@ -213,7 +212,7 @@ class AutoencoderTrainer : public Trainer {
     for_micro_batches(batch, context_.accumulate, [&](const Batch& micro, bool) {
       const AutoencoderPass pass = forward(micro, at, true);
       const auto of = [&](const Tensor& term) {
-        return torch::autograd::grad({term}, {last_layer}, {}, /*retain_graph=*/true)[0].to(at::kDouble);
+        return nn::gradients(term, {last_layer}, /*retain_graph=*/true)[0].to(at::kDouble);
       };
       const Tensor both = at::stack({of(pass.nll), of(pass.generator)});
       gradients = gradients.defined() ? gradients + both : both;

@@ -27,12 +27,28 @@ struct Noised {
   Tensor t;               // [B]
 };
 
+// "loss[t<0.1]" ... "loss[t<1.0]": slices of the trained range by their upper ends, with the decimals that tell them apart.
+std::vector<std::string> level_names(const diffusion::TimestepSampling& range, int64_t count) {
+  const double width = (range.max - range.min) / static_cast<double>(count);
+  const auto top = [&](int64_t i) { return range.min + width * static_cast<double>(i + 1); };
+  int decimals = 1;
+  const auto rough = [&](int64_t i) {
+    const double scaled = top(i) * std::pow(10.0, decimals);
+    return std::abs(scaled - std::round(scaled)) > 1e-6;
+  };
+  for (int64_t i = 0; i < count && decimals < 4;) rough(i) ? (++decimals, i = 0) : ++i;
+  std::vector<std::string> names;
+  for (int64_t i = 0; i < count; ++i) names.push_back(fmt::format("loss[t<{:.{}f}]", top(i), decimals));
+  return names;
+}
+
 class DiffusionTrainer : public Trainer {
  public:
   DiffusionTrainer(const DiffusionConfig& config, const TrainContext& context)
       : task_(config.task), context_(context), base_(config.start.folder), device_(context.world.device()),
         model_(start_diffusion(config.start, context, config.task.precision)),
         tuning_(*model_.unet, config.task.lora, kDiffusionAdapter, context.seed),
+        level_names_(level_names(task_.timesteps, task_.validation_levels)),
         set_("diffusion", trainable(), config.task.optimizer, context.world, context.horizon) {
     model_.sampling = task_.sample.sampling;
     diffusion::scheduler_json({model_.schedule.config(), model_.prediction, model_.sampling});  // ConfigError now, not when saving
@@ -80,9 +96,8 @@ class DiffusionTrainer : public Trainer {
     Metrics metrics;
     metrics.add("loss", loss.sum(), static_cast<double>(batch.size()));
     for (int64_t i = 0; i < task_.validation_levels; ++i) {
-      const double top = law.min + (law.max - law.min) * static_cast<double>(i + 1) / static_cast<double>(task_.validation_levels);
       const Tensor here = slice.eq(i);
-      metrics.add(fmt::format("loss[t<{:.3g}]", top), loss.masked_select(here).sum(), static_cast<double>(here.sum().item<int64_t>()));
+      metrics.add(level_names_[static_cast<size_t>(i)], loss.masked_select(here).sum(), static_cast<double>(here.sum().item<int64_t>()));
     }
     return metrics;
   }
@@ -202,6 +217,7 @@ class DiffusionTrainer : public Trainer {
   const at::Device device_;
   pipelines::DiffusionModel model_;
   const Tuning tuning_;
+  const std::vector<std::string> level_names_;
   mutable TrainableSet set_;
 };
 

@@ -42,7 +42,7 @@ struct DiffusionConfig : TrainerConfig {
 
   std::string_view kind() const override { return "diffusion"; }
   void describe(config::Visitor& v) override;
-  bool fixed(std::string_view key) const override { return of_start(key); }
+  bool fixed(std::string_view key) const override { return of_start(key) || key == "freeze_conditioner"; }
   std::unique_ptr<Trainer> build(const TrainContext& context) const override;
 };
 std::unique_ptr<TrainerConfig> make_diffusion();

@@ -1,5 +1,7 @@
 #include "trainers/diffusion_start.h"
 
+#include <cmath>
+
 #include "datasets/latent_cache.h"
 #include "datasets/loader.h"
 #include "src/base/error.h"
@@ -57,11 +59,19 @@ std::unique_ptr<pipelines::Conditioner> make_conditioner(const DiffusionStartCon
   return conditioner;
 }
 
-models::UNet2DConfig complete(models::UNet2DConfig c, const pipelines::LatentSpace& latents, const pipelines::Conditioner& conditioner,
+// The side of the square of about as many latents: buckets are of one area.
+int64_t square_side(const Sample& first, int64_t pixels_per_latent, int64_t multiple) {
+  const bool cached = first.latent_mean.defined();
+  const Tensor& grid = cached ? first.latent_mean : first.image;
+  const double side = std::sqrt(static_cast<double>(grid.size(1) * grid.size(2))) / static_cast<double>(cached ? 1 : pixels_per_latent);
+  const auto m = static_cast<double>(multiple);
+  return std::max(multiple, static_cast<int64_t>(std::llround(side / m)) * multiple);
+}
+
+models::UNet2DConfig complete_unet(models::UNet2DConfig c, const pipelines::LatentSpace& latents, const pipelines::Conditioner& conditioner,
                               const Sample& first) {
   c.in_channels = c.out_channels = latents.channels();
-  c.sample_size = first.latent_mean.defined() ? std::max(first.latent_mean.size(1), first.latent_mean.size(2))
-                                              : std::max(first.image.size(1), first.image.size(2)) / latents.factor();
+  c.sample_size = square_side(first, latents.factor(), c.factor());
   pipelines::fit_conditioning(c, conditioner);
   c.validate("trainer.unet");
   return c;
@@ -71,7 +81,7 @@ pipelines::DiffusionModel from_scratch(const DiffusionStartConfig& config, const
   auto latents = make_latents(config, context);
   auto conditioner = make_conditioner(config, context);
   const Sample first = context.train.get(0, context.seed, 0);
-  const models::UNet2DConfig unet_config = complete(config.unet, *latents, *conditioner, first);
+  const models::UNet2DConfig unet_config = complete_unet(config.unet, *latents, *conditioner, first);
   auto unet = std::make_unique<models::UNet2DConditionModel>(unet_config);
   unet->to(context.world.device());
   unet->initialise(context.seed);
@@ -91,8 +101,9 @@ pipelines::DiffusionModel from_folder(const DiffusionStartConfig& config, const 
                       "learn another prediction by going on), or start from another model", config.folder,
                       diffusion::name_of(model.prediction), diffusion::name_of(config.prediction), diffusion::name_of(model.prediction));
   // A schedule that was written into the run's config (zero terminal SNR, another shift) replaces the checkpoint's.
-  diffusion::ScheduleConfig standard, own = config.schedule;
-  if (const std::string text = config::to_yaml(own); text != config::to_yaml(standard)) {
+  diffusion::ScheduleConfig standard, own = config.schedule, checkpoint = model.schedule.config();
+  const std::string wanted = config::to_yaml(own);
+  if (wanted != config::to_yaml(standard) && wanted != config::to_yaml(checkpoint)) {
     log::info("diffusion: trainer.schedule replaces the schedule of {}", config.folder);
     model.schedule = diffusion::Schedule(own);
   }

@@ -65,7 +65,8 @@ Tensor huber_width(const DiffusionLossConfig& config, const Schedule& schedule, 
 void describe(config::Visitor& v, DiffusionLossConfig& c) {
   v.field("weighting", c.weighting, "of the squared error over t; the same name is the same loss for every prediction", kWeightings);
   v.field("snr_gamma", c.snr_gamma, "min_snr: the largest SNR that still counts", config::kPositive);
-  v.field("noise_offset", c.noise_offset, "one more normal number per sample and channel in the noise, times this (SDXL: 0.05)", config::kNonNegative);
+  v.field("noise_offset", c.noise_offset, "one more normal number per sample and channel in the noise, times this (SDXL: 0.05)",
+          config::kNonNegative);
   v.field("huber", c.huber, "pseudo-Huber in place of the square; its width follows t, or not", kHubers);
   v.field("huber_c", c.huber_c, "width of the pseudo-Huber (exponential, snr: at pure noise)", config::kPositive);
 }

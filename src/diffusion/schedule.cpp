@@ -80,7 +80,8 @@ void describe(config::Visitor& v, ScheduleConfig& c) {
   v.field("num_train_timesteps", c.num_train_timesteps, "length of the time axis", config::Range{2});
   v.field("beta_start", c.beta_start, "linear, scaled_linear: first beta", config::Range{0, 1});
   v.field("beta_end", c.beta_end, "linear, scaled_linear: last beta", config::Range{0, 1});
-  v.field("zero_terminal_snr", c.zero_terminal_snr, "beta schedules: rescale so that the last timestep is pure noise; needs v_prediction or sample");
+  v.field("zero_terminal_snr", c.zero_terminal_snr,
+          "beta schedules: rescale so that the last timestep is pure noise; needs v_prediction or sample");
   v.field("shift", c.shift, "flow: shares u of the axis become s u / (1 + (s - 1) u); above 1: more noise", config::kPositive);
   v.field("dynamic_shift", c.dynamic_shift, "flow: plans take their shift from the number of image tokens instead");
   v.field("shift_kind", c.shift_kind, "flow, dynamic: the shift is exp(mu), or mu", kShiftKinds);
@@ -204,7 +205,8 @@ double Schedule::shift_of_mu(double mu) const { return config_.shift_kind == Shi
 double Schedule::shift_for(int64_t tokens) const {
   if (!config_.dynamic_shift) return config_.shift;
   if (tokens <= 0)
-    fail<ConfigError>("schedule flow: dynamic_shift needs the number of image tokens (sampling.tokens, now {}), for example (height / 16) * (width / 16)", tokens);
+    fail<ConfigError>("schedule flow: dynamic_shift needs the number of image tokens (sampling.tokens, now {}), for example "
+                      "(height / 16) * (width / 16)", tokens);
   const double slope = (config_.max_shift - config_.base_shift) / static_cast<double>(config_.max_length - config_.base_length);
   return shift_of_mu(config_.base_shift + slope * static_cast<double>(tokens - config_.base_length));
 }

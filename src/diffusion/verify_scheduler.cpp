@@ -52,7 +52,11 @@ TraceCase read_trace(const std::filesystem::path& folder) {
     if (name.starts_with("expected.")) out.expected[name.substr(9)] = tensor;
   }
   const std::filesystem::path path = folder / "case.json";
-  if (std::filesystem::exists(path)) apply_arguments(read_json(path), path.string(), &out.config.sampling);
+  if (std::filesystem::exists(path)) try {
+      apply_arguments(read_json(path), path.string(), &out.config.sampling);
+    } catch (const nlohmann::json::exception& e) {
+      fail<DataError>("{}: an argument of the wrong type: {}", path.string(), e.what());
+    }
   if (out.expected.empty()) fail<DataError>("{}: no tensor named 'expected.*'", (folder / "io.safetensors").string());
   return out;
 }
@@ -116,7 +120,8 @@ struct Tracer {
     if (start == nullptr || outputs == nullptr) return;
     const std::vector<int64_t> calls = points_of_calls(plan, golden.config.sampling.sampler);
     if (outputs->size(0) != static_cast<int64_t>(calls.size()))
-      fail<DataError>("input.model_outputs has {} rows, and {} makes {} calls", outputs->size(0), name_of(golden.config.sampling.sampler), calls.size());
+      fail<DataError>("input.model_outputs has {} rows, and {} makes {} calls", outputs->size(0),
+                      name_of(golden.config.sampling.sampler), calls.size());
     std::vector<Tensor> seen;
     const Network network = [&](const Tensor& x, double) {
       seen.push_back(x);

@@ -53,7 +53,7 @@ struct WindowOptions {
   Channels channels = Channels::rgb;
   bool fast = false;  // JPEG: the decoder scales by 1/2, 1/4, 1/8 to the smallest size that is not below kFastMargin `size`
 };
-inline constexpr double kFastMargin = 1.25;
+inline constexpr double kFastMargin = 1.0;
 Tensor decode_image_window(std::string_view bytes, std::string_view name, const WindowOptions& options);
 Tensor resize_window(const Tensor& image, const WindowOptions& options);  // of a decoded image, uint8 [C, H, W]
 

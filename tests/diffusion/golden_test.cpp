@@ -83,6 +83,8 @@ TEST(SchedulerGolden, AnUnknownArgumentIsAnError) {
   fs::permissions(folder / "case.json", fs::perms::owner_all);
   write_json(folder / "case.json", Json{{"args", {{"num_inference_steps", 4}, {"strength", 0.5}}}});
   EXPECT_THAT(message_of<DataError>([&] { verify_scheduler(folder); }), ::testing::HasSubstr("'strength'"));
+  write_json(folder / "case.json", Json{{"args", {{"num_inference_steps", "four"}}}});
+  EXPECT_THAT(message_of<DataError>([&] { verify_scheduler(folder); }), ::testing::HasSubstr("case.json"));
 }
 
 }  // namespace

@@ -3,10 +3,13 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "datasets/fashion_mnist.h"
+#include "datasets/loader.h"
 #include "src/base/error.h"
 #include "src/nn/layers.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
+#include "src/tensor/rng.h"
 #include "tests/support/message_of.h"
 #include "trainers/autoencoder.h"
 
@@ -96,6 +99,51 @@ TEST(LatentScaling, ScaledLatentsHaveUnitDeviation) {
   EXPECT_LT((channels.scale(draws).std(at::OptionalIntArrayRef({0, 2, 3})) - 1).abs().max().item<double>(), 0.01);
   EXPECT_LT(channels.scale(draws).mean({0, 2, 3}).abs().max().item<double>(), 0.02);
   EXPECT_THROW(with_scaling(tiny_kl(), {at::zeros({3}, kDoubles), at::zeros({3}, kDoubles)}, LatentScaling::global), NumericError);
+}
+
+// One step, written out: the weight of the adversarial term from both gradients at the last layer, the total gradient, the critic's
+// loss on the same reconstructions.
+TEST(AutoencoderStep, IsWhatTheEquationsSay) {
+  AutoencoderConfig c;
+  c.model = tiny_kl();
+  c.precision = Precision::float64;
+  c.kl_weight = 0.01, c.logvar = 0.3, c.learn_logvar = true;
+  c.optimizer.clip_norm = 0;
+  c.adversarial.weight = 0.5, c.adversarial.start = 0;
+  c.adversarial.discriminator.channels = 8, c.adversarial.discriminator.layers = 1, c.adversarial.discriminator.norm_groups = 4;
+  const auto data = FashionMnistConfig{}.build(Split::heldout);
+  const auto world = dist::World::single();
+  const TrainContext context{.world = *world, .seed = 11, .total_steps = 10, .horizon = 10, .batch_size = 6, .accumulate = 1,
+                             .train = *data, .validation = nullptr};
+  const Batch batch = load_range(*data, 0, 6, 1);
+  const auto trainer = c.build(context);
+  const auto got = trainer->step(batch, {.step = 2, .epoch = 0, .seed = 11}).reduce(*world);
+
+  models::AutoencoderKlConfig mc = tiny_kl();
+  mc.sample_size = 32;
+  models::AutoencoderKL model(mc);
+  models::PatchDiscriminator critic({.in_channels = 1, .channels = 8, .layers = 1, .norm_groups = 4});
+  for (nn::Module* m : std::initializer_list<nn::Module*>{&model, &critic}) m->to(kDoubles), m->initialise(m == &model ? 11 : 12), m->requires_grad(true);
+  const Tensor logvar = at::full({1}, 0.3, kDoubles).requires_grad_(true), x = batch.images.to(kDoubles);
+  const models::Posterior q = model.encode(x);
+  const Tensor z = q.mean + (0.5 * q.logvar).exp() * normal_by_id(batch.ids, q.mean.sizes().slice(1), 11, Stream::noise, 2).to(kDoubles);
+  const Tensor y = model.decode(z), nll = ((y - x).abs() / logvar.exp() + logvar).sum() / 6, kl = q.kl().mean(), g = -critic(y).mean();
+  const auto norm = [](const std::vector<Tensor>& gradients) {
+    double squares = 0;
+    for (const Tensor& t : gradients) squares += t.square().sum().item<double>();
+    return std::sqrt(squares);
+  };
+  const std::vector<Tensor> last{model.last_layer().weight};
+  const double weight = 0.5 * norm(torch::autograd::grad({nll}, last, {}, true)) / (norm(torch::autograd::grad({g}, last, {}, true)) + 1e-4);
+  std::vector<Tensor> all{logvar};
+  for (const auto& p : model.parameters()) all.push_back(p.tensor);
+  EXPECT_NEAR(got.at("nll") / nll.item<double>(), 1, 1e-12);
+  EXPECT_NEAR(got.at("kl") / kl.item<double>(), 1, 1e-12);
+  EXPECT_NEAR(got.at("generator") / g.item<double>(), 1, 1e-12);
+  EXPECT_NEAR(got.at("adversarial_weight") / weight, 1, 1e-12);
+  EXPECT_NEAR(got.at("grad_norm") / norm(torch::autograd::grad({nll + 0.01 * kl + weight * g}, all)), 1, 1e-12);
+  const double hinge = (at::relu(1 - critic(x)).mean() + at::relu(1 + critic(y)).mean()).item<double>();
+  EXPECT_NEAR(got.at("critic") / hinge, 1, 1e-12);
 }
 
 // VGG16 as perceptual network: zero for equal images, differentiable where no channel is active, the same sum in parts.

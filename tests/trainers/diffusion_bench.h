@@ -7,7 +7,6 @@
 #include "src/base/error.h"
 #include "src/config/config.h"
 #include "src/tensor/modes.h"
-#include "src/tensor/ops.h"
 #include "trainers/diffusion.h"
 
 namespace fewstep::testing {
@@ -16,15 +15,7 @@ namespace fewstep::testing {
 class ScoredPictures : public Dataset {
  public:
   int64_t size() const override { return 48; }
-  Sample get(int64_t index, uint64_t, int64_t) const override {
-    Sample s;
-    s.id = index, s.label = index % 3, s.caption = index % 2 ? "a red thing" : "a blue thing";
-    s.image = (at::arange(256).view({1, 16, 16}) * (index % 3 + 1)).remainder(256).to(at::kByte);
-    s.micro = {.original_height = 20 + index, .original_width = 30 + index, .crop_top = index % 5, .crop_left = index % 7,
-               .target_height = 16, .target_width = 16};
-    s.aesthetic = 4.0 + 0.1 * static_cast<double>(index % 20);
-    return s;
-  }
+  Sample get(int64_t index, uint64_t seed, int64_t epoch) const override;
   std::vector<std::string> class_names() const override { return {"red", "green", "blue"}; }
   std::string description() const override { return "scored pictures"; }
   std::string fingerprint() const override { return "scored"; }

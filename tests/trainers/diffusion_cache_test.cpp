@@ -5,6 +5,7 @@
 #include "datasets/latent_cache.h"
 #include "src/models/autoencoder_kl.h"
 #include "src/models/model.h"
+#include "src/tensor/ops.h"
 #include "tests/support/message_of.h"
 #include "tests/support/scratch.h"
 #include "tests/trainers/diffusion_bench.h"

@@ -27,7 +27,7 @@ TEST_F(DiffusionRuns, LossFallsAndTheFolderSamples) {
   const auto l = losses("falls", "loss");
   ASSERT_EQ(l.size(), 40u);
   EXPECT_LT((l[36] + l[37] + l[38] + l[39]) / 4, (l[0] + l[1] + l[2] + l[3]) / 4 - 0.3);
-  for (const char* name : {"loss[t<0.1]", "loss[t<1]"}) EXPECT_EQ(losses("falls", name, "validation").size(), 1u) << name;
+  for (const char* name : {"loss[t<0.1]", "loss[t<1.0]"}) EXPECT_EQ(losses("falls", name, "validation").size(), 1u) << name;
   for (const char* file : {"model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json",
                            "text_encoder/config.json", "tokenizer/vocab.json", "conditioner/conditioner_config.json",
                            "latent_space/latent_space_config.json"})

@@ -12,6 +12,7 @@
 #include "tests/support/message_of.h"
 #include "tests/support/scratch.h"
 #include "tests/trainers/diffusion_bench.h"
+#include "trainers/loop.h"
 
 namespace fewstep {
 namespace {
@@ -125,15 +126,15 @@ TEST(Diffusion, ValidationIsTheSameEachTimeAndByNoiseLevel) {
   Bench bench(yaml_with(kClass, "validation_levels: 4\noptimizer: {lr: 1.0e-2}\n"));
   const auto first = bench.validate(), again = bench.validate();
   EXPECT_EQ(first, again);
-  for (const char* name : {"loss", "loss[t<0.25]", "loss[t<0.5]", "loss[t<0.75]", "loss[t<1]"}) ASSERT_TRUE(first.contains(name)) << name;
-  EXPECT_NEAR(first.at("loss"), (first.at("loss[t<0.25]") + first.at("loss[t<0.5]") + first.at("loss[t<0.75]") + first.at("loss[t<1]")) / 4, 1e-5);
+  for (const char* name : {"loss", "loss[t<0.25]", "loss[t<0.50]", "loss[t<0.75]", "loss[t<1.00]"}) ASSERT_TRUE(first.contains(name)) << name;
+  EXPECT_NEAR(first.at("loss"), (first.at("loss[t<0.25]") + first.at("loss[t<0.50]") + first.at("loss[t<0.75]") + first.at("loss[t<1.00]")) / 4, 1e-5);
   // Neither the batches it comes in nor a noise offset change it.
   Metrics parts;
   {
     const NoGrad no_grad;
     for (int64_t i = 0; i < 48; i += 12) parts.merge(bench.trainer->validate(bench.batch(i, 12)));
   }
-  EXPECT_NEAR(parts.reduce(*bench.world).at("loss[t<0.5]"), first.at("loss[t<0.5]"), 1e-5);
+  EXPECT_NEAR(parts.reduce(*bench.world).at("loss[t<0.50]"), first.at("loss[t<0.50]"), 1e-5);
   for (int step = 0; step < 30; ++step) bench.trainer->step(bench.batch(8 * (step % 6)), {.step = step, .epoch = 0, .seed = 3});
   EXPECT_LT(bench.validate().at("loss"), first.at("loss") - 0.1);
 
@@ -194,6 +195,23 @@ TEST(Diffusion, AddedNumbersStartWithoutEffectAndThenHaveOne) {
     EXPECT_NE(usual.reduce(*grown.world).at("loss"), higher.reduce(*grown.world).at("loss")) << "the score has no effect after training";
     grown.trainer->save_model(folder / "grown");
     EXPECT_THAT(message_of<ConfigError>([&] { Bench(start_yaml(folder / "grown", more)); }), HasSubstr("'aesthetic': the model of trainer.start is told it already"));
+  }
+}
+
+// The configs for full scale describe the published networks, up to what follows from their VAE and text encoders.
+TEST(Diffusion, TheFullConfigsAreSdxl) {
+  struct Case {
+    const char* file;
+    int64_t context, vector, parameters;
+    double top;  // of the noise levels
+  };
+  for (const Case& c : {Case{"sdxl_base", 2048, 2816, 2567463684, 1.0}, Case{"sdxl_refiner", 1280, 2560, 2259526660, 0.2}}) {
+    const auto run = config::load<RunConfig>(std::filesystem::path(FEWSTEP_SOURCE_DIR) / "configs/sdxl/full" / (std::string(c.file) + ".yaml"));
+    models::UNet2DConfig unet = dynamic_cast<const DiffusionConfig&>(*run.trainer).start.unet;
+    unet.cross_attention_dim = c.context, unet.addition_embed_type = "text_time", unet.projection_class_embeddings_input_dim = c.vector;
+    EXPECT_EQ(dynamic_cast<const DiffusionConfig&>(*run.trainer).task.timesteps.max, c.top);
+    const nn::BuildScope meta(at::kMeta);
+    EXPECT_EQ(models::UNet2DConditionModel(unet).parameter_count(), c.parameters) << c.file;
   }
 }
 
