@@ -136,9 +136,9 @@ class FashionMnistImpl final : public FashionMnist {
     return {fashion_class_names().begin(), fashion_class_names().end()};
   }
   std::string description() const override {
-    constexpr std::array<std::string_view, 3> kNames = {"train", "heldout", "test"};
+    constexpr std::array<std::string_view, 3> kSplitText = {"train", "heldout", "test"};
     std::string text = fmt::format("Fashion-MNIST {}: {} photographs, {} x {} grey",
-                                   kNames[static_cast<size_t>(split_)], size(), config_.image_size, config_.image_size);
+                                   kSplitText[static_cast<size_t>(split_)], size(), config_.image_size, config_.image_size);
     if (removed_ > 0) text += fmt::format(" ({} of the held-out class-attribute pairs removed)", removed_);
     return text;
   }

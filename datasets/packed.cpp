@@ -267,7 +267,7 @@ void pack_dataset(const Dataset& dataset, const std::filesystem::path& out,
   io::PackedWriter writer(out, encoded ? std::vector<int64_t>{} : dataset.get(0, 0, 0).image.sizes().vec());
   PackedRows rows(dataset.size());
   for (int64_t i = 0; i < dataset.size(); ++i) {
-    const Sample sample = dataset.get(i, 0, 0);
+    const Sample sample = dataset.strict().get(i, 0, 0);  // not another in its place: a broken one is an error
     if (encoded)
       writer.add_encoded(read_text(dataset.image_file(i)), dataset.captions(i), sample.label);
     else

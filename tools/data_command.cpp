@@ -122,9 +122,11 @@ void info_of_buckets(const Dataset& dataset) {
   if (sizes.size() < 2) return;
   std::vector<int64_t> counts(sizes.size());
   for (int64_t i = 0; i < dataset.size(); ++i) ++counts[static_cast<size_t>(dataset.bucket_of(i))];
-  fmt::print("buckets (height x width)\n");
+  fmt::print("buckets (height x width), {} of {} have images\n", std::count_if(counts.begin(), counts.end(), [](int64_t n) { return n > 0; }),
+             sizes.size());
   for (size_t b = 0; b < sizes.size(); ++b)
-    fmt::print("  {:<24} {:>9}  {:5.1f} %\n", bucket_text(sizes[b]), counts[b],
+    if (counts[b] > 0)
+      fmt::print("  {:<24} {:>9}  {:5.1f} %\n", bucket_text(sizes[b]), counts[b],
                100.0 * static_cast<double>(counts[b]) / static_cast<double>(dataset.size()));
 }
 

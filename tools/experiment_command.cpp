@@ -38,7 +38,9 @@ void run(const ExperimentArguments& a) {
   const fs::path out = experiment::make_plan(config).out;
   experiment::write_outcome(out, config, outcome, beside);
   if (a.save) {
-    write_json(folder / "results.json", experiment::outcome_json(config, outcome));
+    const fs::path saved = folder / "results.json";
+    const Json now = experiment::outcome_json(config, outcome);
+    write_json(saved, fs::exists(saved) ? experiment::keep_earlier_rows(now, read_json(saved)) : now);
     if (const std::string svg = experiment::curve(config, outcome); !svg.empty()) write_text_atomic(folder / "curve.svg", svg);
   }
   fmt::print("{}\n\n{}", config.question, experiment::to_markdown(experiment::make_table(config, outcome, beside)));

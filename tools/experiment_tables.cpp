@@ -270,6 +270,16 @@ Json outcome_json(const ExperimentConfig& c, const Outcome& outcome) {
   return json;
 }
 
+Json keep_earlier_rows(Json now, const Json& before) {
+  if (!before.is_object() || !before.contains("rows")) return now;
+  for (Json& row : now["rows"]) {
+    if (row["status"] == status_name(Status::done)) continue;
+    for (const Json& earlier : before["rows"])
+      if (earlier.value("label", "") == row["label"] && earlier.value("status", "") == status_name(Status::done)) row = earlier;
+  }
+  return now;
+}
+
 void write_outcome(const std::filesystem::path& folder, const ExperimentConfig& c, const Outcome& outcome,
                    const PaperConfig* paper) {
   make_directories(folder);

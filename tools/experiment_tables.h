@@ -25,6 +25,9 @@ std::string to_latex(const Table& table, const std::string& caption);
 std::string heat_map(const ExperimentConfig& config, const Outcome& outcome);
 // curve_y over curve_x, a line a row, a point a value of the matrix; "" without the keys or with less than two points.
 std::string curve(const ExperimentConfig& config, const Outcome& outcome);
+// `now`, where rows that were not run here (no result of theirs) are those of `before`: a table made on several machines or
+// days, one row at a time. Both as outcome_json gives them.
+Json keep_earlier_rows(Json now, const Json& before);
 Json outcome_json(const ExperimentConfig& config, const Outcome& outcome);
 
 // Everything into `folder`: results.json, results.md, results.csv, results.tex, heat_map.svg, curve.svg.

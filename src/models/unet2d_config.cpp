@@ -115,8 +115,9 @@ std::vector<Complaint> complaints(const UNet2DConfig& c) {
   if (c.has_additions() && c.addition_embed_type != kTextTime)
     out.emplace_back("addition_embed_type", fmt::format("'{}' is not supported (only {}, or none)", c.addition_embed_type, kTextTime));
   if (c.has_additions() && (c.addition_time_embed_dim < 1 || c.projection_class_embeddings_input_dim < 1))
-    out.emplace_back("projection_class_embeddings_input_dim", fmt::format("text_time needs it and addition_time_embed_dim to be at least 1, they are {} and {}",
-                                                                          c.projection_class_embeddings_input_dim, c.addition_time_embed_dim));
+    out.emplace_back("projection_class_embeddings_input_dim",
+                     fmt::format("text_time needs it and addition_time_embed_dim to be at least 1, they are {} and {}",
+                                 c.projection_class_embeddings_input_dim, c.addition_time_embed_dim));
   return out;
 }
 
@@ -212,9 +213,12 @@ void describe(config::Visitor& v, UNet2DConfig& c) {
   v.field("down_block_types", c.down_block_types, "DownBlock2D (convolutions) or CrossAttnDownBlock2D (and transformers) for each level, finest first");
   v.field("mid_block_type", c.mid_block_type, "UNetMidBlock2DCrossAttn, UNetMidBlock2D (one residual block), or empty: none");
   v.field("up_block_types", c.up_block_types, "UpBlock2D or CrossAttnUpBlock2D for each level, coarsest first");
-  v.field("layers_per_block", c.layers_per_block, "residual blocks of a level on the way down (one more on the way up): one number for all levels, or one each", config::kAtLeastOne);
-  v.field("transformer_layers_per_block", c.transformer_layers_per_block, "blocks of each transformer: one number for all levels, or one each, finest first", config::kNonNegative);
-  v.field("attention_head_dim", c.attention_head_dim, "NUMBER of attention heads (diffusers' name for it): one for all levels, or one each", config::kAtLeastOne);
+  v.field("layers_per_block", c.layers_per_block,
+          "residual blocks of a level on the way down (one more on the way up): one number for all levels, or one each", config::kAtLeastOne);
+  v.field("transformer_layers_per_block", c.transformer_layers_per_block,
+          "blocks of each transformer: one number for all levels, or one each, finest first", config::kNonNegative);
+  v.field("attention_head_dim", c.attention_head_dim,
+          "NUMBER of attention heads (diffusers' name for it): one for all levels, or one each", config::kAtLeastOne);
   v.field("norm_num_groups", c.norm_num_groups, "groups of every GroupNorm; divides all widths", config::kAtLeastOne);
   v.field("norm_eps", c.norm_eps, "epsilon of the GroupNorms of residual blocks", config::kPositive);
   v.field("cross_attention_dim", c.cross_attention_dim, "width of the context", config::kAtLeastOne);

@@ -59,7 +59,8 @@ struct GroupNormSiluBackward : FusedNode {
 Tensor group_norm_silu(const GroupNorm& norm, const Tensor& x, const Tensor& shift) {
   const bool fused = plain_float(x) && plain_float(norm.weight) && (!shift.defined() || plain_float(shift)) && x.numel() > 0;
   if (!fused) return at::silu(norm(shift.defined() ? x + append_dims(shift, x.dim()) : x));
-  if (x.dim() < 2 || x.size(1) != norm.weight.numel()) fail("GroupNorm: expected [B, {}, ...], got {} dimensions with {} channels", norm.weight.numel(), x.dim(), x.dim() > 1 ? x.size(1) : 0);
+  if (x.dim() < 2 || x.size(1) != norm.weight.numel())
+    fail("GroupNorm: expected [B, {}, ...], got {} dimensions with {} channels", norm.weight.numel(), x.dim(), x.dim() > 1 ? x.size(1) : 0);
   if (shift.defined()) expect_shape(shift, {x.size(0), x.size(1)}, "GroupNorm: shift");
   const Tensor input = x.contiguous(), t = shift.defined() ? shift.contiguous() : shift;
   const Tensor y = at::empty(input.sizes(), at::kFloat), moments = at::empty({x.size(0) * norm.groups(), 2}, at::kFloat);

@@ -11,25 +11,12 @@
 #include "src/base/memory.h"
 #include "src/base/text.h"
 #include "src/io/image.h"
-#include "src/models/model.h"
+#include "src/pipelines/components.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
 
 namespace fewstep::pipelines {
 namespace fs = std::filesystem;
-namespace {
-
-template <class T>
-std::unique_ptr<T> load_component(const fs::path& folder) {
-  std::unique_ptr<nn::Module> module = models::load_model(folder);
-  auto* typed = dynamic_cast<T*>(module.get());
-  if (!typed) fail<ConfigError>("{}: another kind of model than this pipeline needs", folder.string());
-  module.release();
-  typed->requires_grad(false);
-  return std::unique_ptr<T>(typed);
-}
-
-}  // namespace
 
 Tensor encode_prompts(const text::BpeTokenizer& tokenizer, const models::SequenceLayout& layout,
                       const std::vector<std::string>& prompts) {
@@ -59,8 +46,8 @@ models::EmbeddingNoise noise_of(const fs::path& folder, const models::LlamaForCa
 
 AutoregressivePipeline::AutoregressivePipeline(const fs::path& folder, at::Device device)
     : tokenizer_(text::BpeTokenizer::load(folder / "tokenizer")),
-      transformer_(load_component<models::LlamaForCausalLM>(folder / "transformer")),
-      vq_(load_component<models::VQModel>(folder / "vq")),
+      transformer_(load_frozen_component<models::LlamaForCausalLM>(folder / "transformer", "LlamaForCausalLM")),
+      vq_(load_frozen_component<models::VQModel>(folder / "vq", "VQModel")),
       layout_(read_layout(folder)),
       model_(*transformer_, layout_),
       noise_(noise_of(folder, *transformer_, layout_)),

@@ -10,7 +10,8 @@ void link_component(const fs::path& from, const fs::path& to, const std::string&
   const fs::path source = from / name, target = to / name;
   std::error_code error;
   if (!fs::is_directory(source))
-    fail<DataError>("{}: the frozen component is gone; it is needed to save a model that can be used by itself", source.string());
+    fail<DataError>("{}: the frozen component is gone; it is needed to save a model that can be used by itself",
+                    source.string());
   if (fs::equivalent(source, target, error)) return;
   make_directories(target);
   for (const fs::path& file : models::files_below(source))

@@ -20,8 +20,8 @@ std::unique_ptr<T> load_frozen_component(const std::filesystem::path& folder, co
   return std::unique_ptr<T>(typed);
 }
 
-// Every file of from/name as to/name: hard links (checkpoints of one run share the frozen weights), copies on another device.
-// DataError when it is gone or cannot be written. Nothing when both are the same folder.
+// Every file of from/name as to/name: hard links (checkpoints of one run share the frozen weights), copies on another
+// device. DataError when it is gone or cannot be written. Nothing when both are the same folder.
 void link_component(const std::filesystem::path& from, const std::filesystem::path& to, const std::string& name);
 
 }  // namespace fewstep::pipelines

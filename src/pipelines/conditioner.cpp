@@ -5,8 +5,6 @@
 #include "src/base/error.h"
 #include "src/base/files.h"
 #include "src/base/table.h"
-#include "src/config/config.h"
-#include "src/models/json_fields.h"
 #include "src/pipelines/conditioner_class.h"
 #include "src/pipelines/conditioner_sdxl.h"
 #include "src/pipelines/conditioner_text.h"
@@ -79,57 +77,65 @@ void describe(config::Visitor& v, MicroSwitches& c) {
 void describe_settings(config::Visitor& v, ConditioningSettings& c, bool with_text) {
   v.field("micro", c.micro, "which numbers the network is told, in this order");
   if (with_text)
-    v.field("null_text", c.null_text, "what a dropped text becomes: zeros, or the embedding of an empty prompt", kTextNulls);
-  v.field("null_numbers", c.null_numbers, "what a dropped number becomes: a zero embedding, or the number 0", kNumberNulls);
+    v.field("null_text", c.null_text, "what a dropped text becomes: zeros, or the embedding of an empty prompt",
+            kTextNulls);
+  v.field("null_numbers", c.null_numbers, "what a dropped number becomes: a zero embedding, or the number 0",
+          kNumberNulls);
   v.field("aesthetic", c.aesthetic, "score of samples without one, and at inference");
   v.field("negative_aesthetic", c.negative_aesthetic, "score of the unconditional branch of guidance");
 }
 
-MicroNumbers micro_numbers(const ConditioningSettings& settings, const ConditionInput& input, const ConditionDrop& drop) {
+MicroNumbers micro_numbers(const ConditioningSettings& settings, const ConditionInput& input,
+                           const ConditionDrop& drop) {
   MicroNumbers out;
   if (settings.micro.count() == 0) return out;
   const int64_t B = input.size();
+  const auto options =
+      at::TensorOptions(at::kFloat).device(input.micro.defined() ? input.micro.device() : at::Device(at::kCPU));
   std::vector<Tensor> numbers, kept;
   bool masked = false;
   const auto add = [&](Tensor values, const Tensor& dropped) {  // [B, n]
-    const Tensor keep = dropped.defined() ? dropped.logical_not().to(at::kCPU, at::kFloat).view({B, 1}) : at::ones({B, 1});
-    if (dropped.defined() && settings.null_numbers == NullValue::int_zero) values = values * keep;
+    const Tensor keep = dropped.defined() ? dropped.logical_not().to(options).view({B, 1}) : at::ones({B, 1}, options);
     const bool zeros = dropped.defined() && settings.null_numbers == NullValue::zeros;
+    if (dropped.defined() && !zeros) values = values * keep;
     masked = masked || zeros;
-    kept.push_back((zeros ? keep : at::ones({B, 1})).expand_as(values));
+    kept.push_back((zeros ? keep : at::ones({B, 1}, options)).expand_as(values));
     numbers.push_back(values);
   };
   for (const NumberGroup& group : kNumberGroups) {
     if (!(settings.micro.*group.on)) continue;
     if (!input.micro.defined())
       fail<DataError>("this model is told sizes and crops, and the samples come without them (Batch::micro)");
-    FEW_CHECK(input.micro.dim() == 2 && input.micro.size(0) == B && input.micro.size(1) == 6, "micro-conditioning of {} samples: {}", B,
-              c10::str(input.micro.sizes()));
-    add(input.micro.to(at::kCPU, at::kFloat).narrow(1, group.first, group.count), drop.*group.drop);
+    FEW_CHECK(input.micro.dim() == 2 && input.micro.size(0) == B && input.micro.size(1) == 6,
+              "micro-conditioning of {} samples: {}", B, c10::str(input.micro.sizes()));
+    add(input.micro.to(options).narrow(1, group.first, group.count), drop.*group.drop);
   }
-  if (settings.micro.aesthetic)
-    add(input.aesthetic.defined() ? input.aesthetic.to(at::kCPU, at::kFloat).view({B, 1}) : at::full({B, 1}, settings.aesthetic, at::kFloat),
+  if (settings.micro.aesthetic) {
+    const Tensor& given = input.aesthetic;
+    add(given.defined() ? given.to(options).view({B, 1}) : at::full({B, 1}, settings.aesthetic, options),
         drop.aesthetic);
+  }
   out.numbers = at::cat(numbers, 1);
   if (masked) out.mask = at::cat(kept, 1);
   return out;
 }
 
-Tensor micro_rows(int64_t batch, int64_t height, int64_t width, std::span<const int64_t> original, std::span<const int64_t> crop,
-                  std::span<const int64_t> target) {
-  std::vector<float> row = {static_cast<float>(height), static_cast<float>(width), 0, 0, static_cast<float>(height),
-                            static_cast<float>(width)};
+Tensor micro_rows(int64_t batch, int64_t height, int64_t width, std::span<const int64_t> original,
+                  std::span<const int64_t> crop, std::span<const int64_t> target) {
+  std::vector<float> row = {static_cast<float>(height), static_cast<float>(width), 0, 0,
+                            static_cast<float>(height), static_cast<float>(width)};
   const auto put = [&](std::span<const int64_t> pair, size_t at, const char* what) {
     if (pair.empty()) return;
-    if (pair.size() != 2) fail<ConfigError>("{}: two numbers are expected (height, width or top, left), got {}", what, pair.size());
+    if (pair.size() != 2)
+      fail<ConfigError>("{}: two numbers are expected (height, width or top, left), got {}", what, pair.size());
     row[at] = static_cast<float>(pair[0]), row[at + 1] = static_cast<float>(pair[1]);
   };
   put(original, 0, "original_size"), put(crop, 2, "crop"), put(target, 4, "target_size");
   return at::tensor(row, at::kFloat).expand({batch, 6}).contiguous();
 }
 
-// Dropped texts: with `zeros` the embedding is erased, with `empty_prompt` it becomes that of "", which a text encoder in
-// training learns too (its gradient flows through the one row of "").
+// Dropped texts: with `zeros` the embedding is erased, with `empty_prompt` it becomes that of "", which a text encoder
+// in training learns too (its gradient flows through the one row of "").
 Conditioner::Encoded Conditioner::encode_dropped(const ConditionInput& input, const ConditionDrop& drop) const {
   Encoded e = input.context.defined() ? Encoded{input.context, input.pooled} : encode(input);
   if (!drop.text.defined() && !drop.pooled.defined()) return e;
@@ -183,29 +189,41 @@ Json settings_json(const ConditioningSettings& s) {
   const auto name = [](NullValue value) {
     return value == NullValue::zeros ? "zeros" : value == NullValue::empty_prompt ? "empty_prompt" : "int_zero";
   };
-  return {{"micro", {{"size", s.micro.size}, {"crop", s.micro.crop}, {"target", s.micro.target}, {"aesthetic", s.micro.aesthetic}}},
-          {"null_text", name(s.null_text)},
-          {"null_numbers", name(s.null_numbers)},
-          {"aesthetic", s.aesthetic},
-          {"negative_aesthetic", s.negative_aesthetic}};
+  return {
+      {"micro",
+       {{"size", s.micro.size}, {"crop", s.micro.crop}, {"target", s.micro.target}, {"aesthetic", s.micro.aesthetic}}},
+      {"null_text", name(s.null_text)},
+      {"null_numbers", name(s.null_numbers)},
+      {"aesthetic", s.aesthetic},
+      {"negative_aesthetic", s.negative_aesthetic}};
 }
 
-NullValue null_from(const Json& config, const char* key, std::span<const config::Choice> choices, std::string_view where) {
+NullValue null_from(const Json& config, const char* key, std::span<const config::Choice> choices,
+                    std::string_view where) {
   const std::string name = config.value(key, "zeros");
   return static_cast<NullValue>(find_entry(choices, name, fmt::format("{} in {}", key, where)).value);
 }
 
+template <class T>
+void read_value(const Json& object, const char* key, T& target, std::string_view where) {
+  const auto it = object.find(key);
+  if (it == object.end()) return;
+  if (std::is_same_v<T, bool> ? !it->is_boolean() : !it->is_number())
+    fail<DataError>("{}: {}: {} is expected, found {}", where, key,
+                    std::is_same_v<T, bool> ? "true or false" : "a number", it->dump());
+  target = it->get<T>();
+}
+
 ConditioningSettings settings_from(const Json& config, std::string_view where) {
   ConditioningSettings s;
-  const models::JsonFields fields(config, where);
-  if (const Json* micro = fields.find("micro")) {
-    const models::JsonFields on(*micro, fmt::format("{}: micro", where));
-    on.get("size", s.micro.size), on.get("crop", s.micro.crop);
-    on.get("target", s.micro.target), on.get("aesthetic", s.micro.aesthetic);
+  if (const auto micro = config.find("micro"); micro != config.end() && micro->is_object()) {
+    read_value(*micro, "size", s.micro.size, where), read_value(*micro, "crop", s.micro.crop, where);
+    read_value(*micro, "target", s.micro.target, where), read_value(*micro, "aesthetic", s.micro.aesthetic, where);
   }
   s.null_text = null_from(config, "null_text", kTextNulls, where);
   s.null_numbers = null_from(config, "null_numbers", kNumberNulls, where);
-  fields.get("aesthetic", s.aesthetic), fields.get("negative_aesthetic", s.negative_aesthetic);
+  read_value(config, "aesthetic", s.aesthetic, where),
+      read_value(config, "negative_aesthetic", s.negative_aesthetic, where);
   return s;
 }
 
@@ -241,8 +259,8 @@ std::unique_ptr<Conditioner> Conditioner::load(const fs::path& folder, at::Devic
   } else {
     const Json config = read_json(path);
     if (!config.is_object()) fail<DataError>("{}: a JSON object is expected", path.string());
-    const ConditionerKind& kind =
-        find_entry(conditioner_kinds(), config.value("kind", ""), fmt::format("kind of conditioner in {}", path.string()));
+    const ConditionerKind& kind = find_entry(conditioner_kinds(), config.value("kind", ""),
+                                             fmt::format("kind of conditioner in {}", path.string()));
     out = kind.load(folder, config, settings_from(config, path.string()));
   }
   out->to(device);
@@ -251,7 +269,8 @@ std::unique_ptr<Conditioner> Conditioner::load(const fs::path& folder, at::Devic
 
 void check_conditioning(const models::UNet2DConfig& unet, const Conditioner& c, std::string_view where) {
   if (!unet.has_cross_attention())
-    fail<ConfigError>("{}: the network has no cross attention (CrossAttn blocks): {} would never reach it", where, c.description());
+    fail<ConfigError>("{}: the network has no cross attention (CrossAttn blocks): {} would never reach it", where,
+                      c.description());
   if (unet.cross_attention_dim != c.context_width())
     fail<ConfigError>("{}: the network attends to contexts of width {} (cross_attention_dim), {} gives {}", where,
                       unet.cross_attention_dim, c.description(), c.context_width());
@@ -259,17 +278,19 @@ void check_conditioning(const models::UNet2DConfig& unet, const Conditioner& c, 
   const int64_t given = c.pooled_width() + c.numbers() * unet.addition_time_embed_dim;
   if (unet.addition_embed_type != (added ? "text_time" : "") ||
       (added && unet.projection_class_embeddings_input_dim != given))
-    fail<ConfigError>("{}: the network takes a vector of {} values beside the context, {} gives {} (pooled text {} + {} numbers of "
-                      "{}); switch the groups of 'micro' that the network was made for",
-                      where, unet.addition_embed_type.empty() ? 0 : unet.projection_class_embeddings_input_dim, c.description(),
-                      given, c.pooled_width(), c.numbers(), unet.addition_time_embed_dim);
+    fail<ConfigError>(
+        "{}: the network takes a vector of {} values beside the context, {} gives {} (pooled text {} + {} numbers of "
+        "{}); switch the groups of 'micro' that the network was made for",
+        where, unet.addition_embed_type.empty() ? 0 : unet.projection_class_embeddings_input_dim, c.description(),
+        given, c.pooled_width(), c.numbers(), unet.addition_time_embed_dim);
 }
 
 void fit_conditioning(models::UNet2DConfig& unet, const Conditioner& c) {
   unet.cross_attention_dim = c.context_width();
   const bool added = c.pooled_width() > 0 || c.numbers() > 0;
   unet.addition_embed_type = added ? "text_time" : "";
-  unet.projection_class_embeddings_input_dim = added ? c.pooled_width() + c.numbers() * unet.addition_time_embed_dim : 0;
+  unet.projection_class_embeddings_input_dim =
+      added ? c.pooled_width() + c.numbers() * unet.addition_time_embed_dim : 0;
 }
 
 }  // namespace fewstep::pipelines

@@ -11,8 +11,9 @@
 
 namespace fewstep::pipelines {
 
-// The one class whose name stands in `caption`, in whole words of any case ("a dark long dress", "Ankle Boots" is none).
-// A name inside a longer one that is there, too, does not count. ConfigError with the classes when there is none, or several.
+// The one class whose name stands in `caption`, in whole words of any case ("a dark long dress", "Ankle Boots" is
+// none). A name inside a longer one that is there, too, does not count. ConfigError with the classes when there is
+// none, or several.
 int64_t find_class(const std::vector<std::string>& class_names, std::string_view caption);
 
 class ClassConditioner : public Conditioner {

@@ -20,7 +20,8 @@ constexpr MicroSwitches kNoNumbers = {.size = false, .crop = false, .target = fa
 // The encoders that are there. Two, or the second alone: SDXL and its refiner; the first alone: SD 1.x.
 std::vector<ClipTextPart> load_parts(const fs::path& folder) {
   std::vector<ClipTextPart> parts;
-  for (const auto& [encoder, tokenizer] : {std::pair{"text_encoder", "tokenizer"}, std::pair{"text_encoder_2", "tokenizer_2"}}) {
+  for (const auto& [encoder, tokenizer] :
+       {std::pair{"text_encoder", "tokenizer"}, std::pair{"text_encoder_2", "tokenizer_2"}}) {
     if (!fs::exists(folder / encoder / "config.json")) continue;
     ClipTextPart& part = parts.emplace_back(ClipTextPart{.encoder = encoder, .tokenizer = tokenizer});
     part.model = load_frozen_component<models::ClipTextModel>(folder / encoder, "CLIPTextModel");
@@ -28,9 +29,9 @@ std::vector<ClipTextPart> load_parts(const fs::path& folder) {
     part.words = text::ClipTokenizer::load(folder / tokenizer);
     const int64_t length = part.words->max_length(), positions = part.model->config().max_position_embeddings;
     if (length > positions || part.words->vocab_size() > part.model->config().vocab_size)
-      fail<ConfigError>("{}: texts of {} tokens of {}, and the encoder reads {} of {}; is it another model's tokenizer?",
-                        (folder / tokenizer).string(), length, part.words->vocab_size(), positions,
-                        part.model->config().vocab_size);
+      fail<ConfigError>(
+          "{}: texts of {} tokens of {}, and the encoder reads {} of {}; is it another model's tokenizer?",
+          (folder / tokenizer).string(), length, part.words->vocab_size(), positions, part.model->config().vocab_size);
   }
   if (parts.empty())
     fail<DataError>("{}: no text encoder (text_encoder/config.json or text_encoder_2/config.json)", folder.string());
@@ -46,12 +47,13 @@ SdxlConditioner::SdxlConditioner(const ConditioningSettings& settings, std::vect
     if (part.model->config().max_position_embeddings != parts_[0].model->config().max_position_embeddings)
       fail<ConfigError>("{}: the two text encoders read texts of different lengths", source_.string());
   if (parts_.back().penultimate && !parts_.back().model->config().projection)
-    fail<ConfigError>("{}: {} has no projection (CLIPTextModelWithProjection is expected)", source_.string(), parts_.back().encoder);
+    fail<ConfigError>("{}: {} has no projection (CLIPTextModelWithProjection is expected)", source_.string(),
+                      parts_.back().encoder);
 }
 
 std::string SdxlConditioner::description() const {
-  return fmt::format("{} CLIP text encoder{} (width {}, pooled {}, {} numbers)", parts_.size(), parts_.size() > 1 ? "s" : "",
-                     context_width(), pooled_width(), numbers());
+  return fmt::format("{} CLIP text encoder{} (width {}, pooled {}, {} numbers)", parts_.size(),
+                     parts_.size() > 1 ? "s" : "", context_width(), pooled_width(), numbers());
 }
 int64_t SdxlConditioner::context_width() const {
   int64_t width = 0;
@@ -77,7 +79,8 @@ std::pair<Tensor, Tensor> SdxlConditioner::encode_ids(const std::vector<Tensor>&
   for (size_t i = 0; i < parts_.size(); ++i) {
     const models::ClipTextModel& model = *parts_[i].model;
     const models::ClipTextOutput out = model(ids[i].to(device_));
-    states.push_back(parts_[i].penultimate ? out.hidden_states.at(out.hidden_states.size() - 2) : out.last_hidden_state);
+    states.push_back(parts_[i].penultimate ? out.hidden_states.at(out.hidden_states.size() - 2)
+                                           : out.last_hidden_state);
     if (i + 1 == parts_.size() && parts_[i].penultimate) pooled = model.project(out.pooled);
   }
   return {at::cat(states, -1), pooled};
@@ -87,12 +90,12 @@ Conditioner::Encoded SdxlConditioner::encode(const ConditionInput& input) const 
   if (input.captions.empty()) fail<DataError>("conditioner sdxl: the samples come without captions");
   std::vector<Tensor> ids;
   for (const ClipTextPart& part : parts_) {
-    if (!part.words) fail<DataError>("{}: no {}/ in it, so that prompts cannot be read", source_.string(), part.tokenizer);
+    if (!part.words)
+      fail<DataError>("{}: no {}/ in it, so that prompts cannot be read", source_.string(), part.tokenizer);
     std::vector<int64_t> all;
     for (const std::string& caption : input.captions) {
       const auto padded = part.words->encode_padded(caption);
-      if (padded.truncated)
-        log::debug("prompt cut to {} tokens: {}", part.words->max_length(), caption.substr(0, 60));
+      if (padded.truncated) log::debug("prompt cut to {} tokens: {}", part.words->max_length(), caption.substr(0, 60));
       all.insert(all.end(), padded.ids.begin(), padded.ids.end());
     }
     ids.push_back(at::tensor(all, at::kLong).view({static_cast<int64_t>(input.captions.size()), -1}));
@@ -124,7 +127,8 @@ void SdxlConditioner::save_components(const fs::path& folder) const {
 
 std::string SdxlConditioner::diffusers_class() const {
   if (parts_.size() == 2 && settings_.micro == kBaseNumbers) return "StableDiffusionXLPipeline";
-  if (parts_.size() == 1 && parts_[0].penultimate && settings_.micro == kRefinerNumbers) return "StableDiffusionXLImg2ImgPipeline";
+  if (parts_.size() == 1 && parts_[0].penultimate && settings_.micro == kRefinerNumbers)
+    return "StableDiffusionXLImg2ImgPipeline";
   if (!parts_[0].penultimate && settings_.micro == kNoNumbers) return "StableDiffusionPipeline";
   return {};
 }
@@ -132,7 +136,8 @@ std::string SdxlConditioner::diffusers_class() const {
 Json SdxlConditioner::index_entries() const {
   Json out = Json::object();
   for (const ClipTextPart& part : parts_) {
-    out[part.encoder] = {"transformers", part.model->config().projection ? "CLIPTextModelWithProjection" : "CLIPTextModel"};
+    out[part.encoder] = {"transformers",
+                         part.model->config().projection ? "CLIPTextModelWithProjection" : "CLIPTextModel"};
     if (part.words) out[part.tokenizer] = {"transformers", "CLIPTokenizer"};
   }
   const std::string name = diffusers_class();
@@ -152,18 +157,22 @@ Json SdxlConditioner::index_entries() const {
 
 void SdxlConditionerConfig::describe(config::Visitor& v) {
   v.require("folder");
-  v.field("folder", folder, "model folder with text_encoder, text_encoder_2 and their tokenizers; they stay as they are");
+  v.field("folder", folder,
+          "model folder with text_encoder, text_encoder_2 and their tokenizers; they stay as they are");
   describe_settings(v, settings, /*with_text=*/true);
 }
 
 std::unique_ptr<Conditioner> SdxlConditionerConfig::build(const ConditionerStart&) const {
   if (!fs::exists(folder)) fail<ConfigError>("conditioner: folder {}: no such folder", folder);
-  const fs::path model = fs::exists(fs::path(folder) / "text_encoder_2") || fs::exists(fs::path(folder) / "text_encoder")
-                             ? fs::path(folder) : models::as_model_folder(folder);
+  const fs::path model =
+      fs::exists(fs::path(folder) / "text_encoder_2") || fs::exists(fs::path(folder) / "text_encoder")
+          ? fs::path(folder)
+          : models::as_model_folder(folder);
   return std::make_unique<SdxlConditioner>(settings, load_parts(model), model);
 }
 
-std::unique_ptr<Conditioner> load_sdxl_conditioner(const fs::path& folder, const Json&, const ConditioningSettings& settings) {
+std::unique_ptr<Conditioner> load_sdxl_conditioner(const fs::path& folder, const Json&,
+                                                   const ConditioningSettings& settings) {
   return std::make_unique<SdxlConditioner>(settings, load_parts(folder), folder);
 }
 

@@ -14,12 +14,12 @@
 
 namespace fewstep::pipelines {
 
-// One text encoder. SDXL reads hidden_states[-2]: the input of the last layer, without the final norm; SD 1.x the last one
-// with it. Pooled is the projection of the end token after the final norm.
+// One text encoder. SDXL reads hidden_states[-2]: the input of the last layer, without the final norm; SD 1.x the last
+// one with it. Pooled is the projection of the end token after the final norm.
 struct ClipTextPart {
-  std::string encoder, tokenizer;                      // folders' names
+  std::string encoder, tokenizer;  // folders' names
   std::unique_ptr<models::ClipTextModel> model = {};
-  std::optional<text::ClipTokenizer> words = {};       // none: the model can only be given ids (golden folders)
+  std::optional<text::ClipTokenizer> words = {};  // none: the model can only be given ids (golden folders)
   bool penultimate = true;
 };
 

@@ -19,8 +19,8 @@ TextConditioner::TextConditioner(const ConditioningSettings& settings, text::Bpe
 }
 
 std::string TextConditioner::description() const {
-  return fmt::format("a text encoder of {} parameters (width {}{}, {} numbers)", encoder_->parameter_count(), context_width(),
-                     pooled_ ? ", pooled" : "", numbers());
+  return fmt::format("a text encoder of {} parameters (width {}{}, {} numbers)", encoder_->parameter_count(),
+                     context_width(), pooled_ ? ", pooled" : "", numbers());
 }
 
 void TextConditioner::to(at::Device device) {
@@ -87,7 +87,8 @@ std::unique_ptr<Conditioner> TextConditionerConfig::build(const ConditionerStart
   return std::make_unique<TextConditioner>(settings, std::move(tokenizer), std::move(encoder), pooled);
 }
 
-std::unique_ptr<Conditioner> load_text_conditioner(const fs::path& folder, const Json& config, const ConditioningSettings& settings) {
+std::unique_ptr<Conditioner> load_text_conditioner(const fs::path& folder, const Json& config,
+                                                   const ConditioningSettings& settings) {
   auto encoder = load_frozen_component<models::ClipTextModel>(folder / "text_encoder", "CLIPTextModel");
   return std::make_unique<TextConditioner>(settings, text::BpeTokenizer::load(folder / "tokenizer"), std::move(encoder),
                                            config.value("pooled", true));

@@ -1,5 +1,6 @@
-// Conditioning on a text, by a small encoder that is trained from scratch together with the diffusion network: byte-level BPE
-// of the captions, a causal transformer of CLIP's form, context = its last hidden states, pooled = that of the end token.
+// Conditioning on a text, by a small encoder that is trained from scratch together with the diffusion network:
+// byte-level BPE of the captions, a causal transformer of CLIP's form, context = its last hidden states, pooled = that
+// of the end token.
 #pragma once
 #include <filesystem>
 #include <memory>

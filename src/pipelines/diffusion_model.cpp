@@ -12,8 +12,8 @@
 namespace fewstep::pipelines {
 namespace fs = std::filesystem;
 
-void check_diffusion_parts(const models::UNet2DConfig& unet, const Conditioner& conditioner, const LatentSpace& latent_space,
-                           std::string_view where) {
+void check_diffusion_parts(const models::UNet2DConfig& unet, const Conditioner& conditioner,
+                           const LatentSpace& latent_space, std::string_view where) {
   const int64_t channels = latent_space.channels();
   if (unet.in_channels != channels || unet.out_channels != channels)
     fail<ConfigError>("{}: the network reads {} channels and writes {}, {} has {}; the VAE is another model's{}", where,
@@ -25,14 +25,16 @@ void check_diffusion_parts(const models::UNet2DConfig& unet, const Conditioner& 
 DiffusionModel load_diffusion_model(const fs::path& folder, const LoadDiffusionOptions& options) {
   const diffusion::SchedulerConfig scheduler = diffusion::load_scheduler_config(folder / "scheduler");
   if (options.prediction && *options.prediction != scheduler.prediction)
-    fail<ConfigError>("{}: this network predicts '{}' (scheduler/scheduler_config.json: prediction_type), '{}' is asked for",
-                      folder.string(), diffusion::name_of(scheduler.prediction), diffusion::name_of(*options.prediction));
-  DiffusionModel model{.unet = load_frozen_component<models::UNet2DConditionModel>(folder / "unet", "UNet2DConditionModel"),
-                       .conditioner = Conditioner::load(folder, options.device),
-                       .latent_space = LatentSpace::load(folder, options.device),
-                       .schedule = diffusion::Schedule(scheduler.schedule),
-                       .prediction = scheduler.prediction,
-                       .sampling = scheduler.sampling};
+    fail<ConfigError>(
+        "{}: this network predicts '{}' (scheduler/scheduler_config.json: prediction_type), '{}' is asked for",
+        folder.string(), diffusion::name_of(scheduler.prediction), diffusion::name_of(*options.prediction));
+  DiffusionModel model{
+      .unet = load_frozen_component<models::UNet2DConditionModel>(folder / "unet", "UNet2DConditionModel"),
+      .conditioner = Conditioner::load(folder, options.device),
+      .latent_space = LatentSpace::load(folder, options.device),
+      .schedule = diffusion::Schedule(scheduler.schedule),
+      .prediction = scheduler.prediction,
+      .sampling = scheduler.sampling};
   model.unet->to(options.device);
   check_diffusion_parts(model.unet->config(), *model.conditioner, *model.latent_space, folder.string());
   model.height = model.width = model.unet->config().sample_size * model.latent_space->factor();
@@ -53,7 +55,9 @@ void save_diffusion_model(const fs::path& folder, const DiffusionParts& parts) {
   diffusion::save_scheduler_config(folder / "scheduler", scheduler);
   parts.conditioner.save(folder);
   parts.latent_space.save(folder);
-  Json index = {{"_class_name", name}, {"unet", {"diffusers", "UNet2DConditionModel"}}, {"scheduler", {"diffusers", scheduler_class}}};
+  Json index = {{"_class_name", name},
+                {"unet", {"diffusers", "UNet2DConditionModel"}},
+                {"scheduler", {"diffusers", scheduler_class}}};
   index.update(parts.latent_space.index_entries());
   index.update(parts.conditioner.index_entries());
   write_json(folder / "model_index.json", index);

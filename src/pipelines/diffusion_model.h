@@ -1,5 +1,6 @@
-// The parts of a diffusion model and their folder. diffusers' folders of SDXL, its refiner and Stable Diffusion 1.x load as
-// they are; ours have the same components, and conditioner/ and latent_space/ where diffusers has no word for them.
+// The parts of a diffusion model and their folder. diffusers' folders of SDXL, its refiner and Stable Diffusion 1.x
+// load as they are; ours have the same components, and conditioner/ and latent_space/ where diffusers has no word for
+// them.
 #pragma once
 #include <filesystem>
 #include <memory>
@@ -34,7 +35,7 @@ DiffusionModel load_diffusion_model(const std::filesystem::path& folder, const L
 
 struct DiffusionParts {  // what save_diffusion_model writes; borrowed
   const models::UNet2DConfig& unet;
-  const TensorMap& unet_state;   // module.state() as a map, or nn::merged_state() of an adapter
+  const TensorMap& unet_state;  // module.state() as a map, or nn::merged_state() of an adapter
   const Conditioner& conditioner;
   const LatentSpace& latent_space;
   const diffusion::Schedule& schedule;
@@ -43,7 +44,7 @@ struct DiffusionParts {  // what save_diffusion_model writes; borrowed
 };
 void save_diffusion_model(const std::filesystem::path& folder, const DiffusionParts& parts);
 // ConfigError unless network, latents and conditions fit together; load and save call it.
-void check_diffusion_parts(const models::UNet2DConfig& unet, const Conditioner& conditioner, const LatentSpace& latent_space,
-                           std::string_view where);
+void check_diffusion_parts(const models::UNet2DConfig& unet, const Conditioner& conditioner,
+                           const LatentSpace& latent_space, std::string_view where);
 
 }  // namespace fewstep::pipelines

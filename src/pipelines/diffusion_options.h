@@ -23,12 +23,12 @@ struct DiffusionOptions {
   double guidance_rescale = 0, guidance_from = 0, guidance_to = 1;
   NullScope unconditional = NullScope::text;
   std::string negative_prompt = {};
-  int64_t height = 0, width = 0;       // pixels; 0: the model's
+  int64_t height = 0, width = 0;                                         // pixels; 0: the model's
   std::vector<int64_t> original_size = {}, crop = {}, target_size = {};  // two numbers each, or none
   double aesthetic = 0, negative_aesthetic = 0;                          // 0: the model's
-  std::string init_image = {};         // a file
+  std::string init_image = {};                                           // a file
   double strength = 0.3;
-  std::string refiner = {};            // a run or model folder
+  std::string refiner = {};  // a run or model folder
   double handover = 0.8;
 
   // The checkpoint's scheduler with what is chosen here.

@@ -14,11 +14,14 @@ namespace fewstep::pipelines {
 namespace fs = std::filesystem;
 namespace {
 
-// The part of `plan` that a picture noised by `strength` still has before it. At least one step: from exactly that level.
-diffusion::SamplingPlan plan_after_noising(const diffusion::Schedule& schedule, const diffusion::SamplingPlan& plan, double strength) {
+// The part of `plan` that a picture noised by `strength` still has before it. At least one step: from exactly that
+// level.
+diffusion::SamplingPlan plan_after_noising(const diffusion::Schedule& schedule, const diffusion::SamplingPlan& plan,
+                                           double strength) {
   const double cut = diffusion::cut_timestep(schedule, 1 - strength);
   const diffusion::SamplingPlan rest = diffusion::refiner_part(plan, cut);
-  return rest.steps() > 0 ? rest : diffusion::continue_plan(schedule, plan, schedule.noise_ratio(std::min(cut, schedule.max_timestep())));
+  if (rest.steps() > 0) return rest;
+  return diffusion::continue_plan(schedule, plan, schedule.noise_ratio(std::min(cut, schedule.max_timestep())));
 }
 
 Tensor ids_of(std::span<const int64_t> ids) { return at::tensor(at::IntArrayRef(ids.data(), ids.size()), at::kLong); }
@@ -29,9 +32,9 @@ DiffusionPipeline::DiffusionPipeline(const fs::path& folder, at::Device device)
     : folder_(folder), device_(device), model_(load_diffusion_model(folder, {.device = device})) {}
 
 std::string DiffusionPipeline::description() const {
-  return fmt::format("diffusion, {} parameters, predicts {}, {}, {}",
-                     human_count(static_cast<double>(model_.unet->parameter_count())), diffusion::name_of(model_.prediction),
-                     model_.latent_space->description(), model_.conditioner->description());
+  return fmt::format(
+      "diffusion, {} parameters, predicts {}, {}, {}", human_count(static_cast<double>(model_.unet->parameter_count())),
+      diffusion::name_of(model_.prediction), model_.latent_space->description(), model_.conditioner->description());
 }
 
 DiffusionPipeline::Size DiffusionPipeline::size_of(const GenerateOptions& options) const {
@@ -39,10 +42,12 @@ DiffusionPipeline::Size DiffusionPipeline::size_of(const GenerateOptions& option
   const Size size{o.height > 0 ? o.height : model_.height, o.width > 0 ? o.width : model_.width};
   const int64_t factor = model_.latent_space->factor();
   if (size.height < 1 || size.width < 1)
-    fail<ConfigError>("{}: the network does not say what size it was trained for; give height and width", folder_.string());
+    fail<ConfigError>("{}: the network does not say what size it was trained for; give height and width",
+                      folder_.string());
   if (size.height % factor != 0 || size.width % factor != 0)
-    fail<ConfigError>("height, width: {} x {} is not a multiple of {} (pixels of a latent); {} x {} is", size.height, size.width, factor,
-                      (size.height + factor - 1) / factor * factor, (size.width + factor - 1) / factor * factor);
+    fail<ConfigError>("height, width: {} x {} is not a multiple of {} (pixels of a latent); {} x {} is", size.height,
+                      size.width, factor, (size.height + factor - 1) / factor * factor,
+                      (size.width + factor - 1) / factor * factor);
   return size;
 }
 
@@ -70,7 +75,8 @@ Tensor DiffusionPipeline::read_init_image(const std::string& file, Size size) co
   const auto scaled = [&](int64_t side, int64_t least) {
     return std::max(least, static_cast<int64_t>(std::llround(static_cast<double>(side) * scale)));
   };
-  image = io::resize(image, scaled(image.size(2), size.width), scaled(image.size(1), size.height), io::Resample::lanczos);
+  image =
+      io::resize(image, scaled(image.size(2), size.width), scaled(image.size(1), size.height), io::Resample::lanczos);
   return io::to_float(io::center_crop(image, size.width, size.height)).unsqueeze(0);
 }
 
@@ -107,21 +113,25 @@ const DiffusionModel& DiffusionPipeline::refiner(const std::string& folder) {
   auto loaded = std::make_unique<DiffusionModel>(load_diffusion_model(find_model(folder), {.device = device_}));
   const double difference = latent_difference(*model_.latent_space, *loaded->latent_space);
   if (!(difference <= kSameLatents))
-    fail<ConfigError>("refiner: {} works in another latent space ({}) than {} ({}): what both make of one picture differs by {:.0f} %; "
-                      "latents cannot be passed on between them", folder, loaded->latent_space->description(), folder_.string(),
-                      model_.latent_space->description(), 100 * difference);
+    fail<ConfigError>(
+        "refiner: {} works in another latent space ({}) than {} ({}): what both make of one picture differs "
+        "by {:.0f} %; latents cannot be passed on between them",
+        folder, loaded->latent_space->description(), folder_.string(), model_.latent_space->description(),
+        100 * difference);
   refiner_ = std::move(loaded), refiner_folder_ = folder;
   return *refiner_;
 }
 
 // The refiner goes on at the noise level where the base stopped, in its own schedule's scale, on its own steps.
-DrawnLatents DiffusionPipeline::refine(const DrawnLatents& base, const diffusion::SamplingPlan& plan, const Prompts& prompts, Size size,
-                                       const GenerateOptions& options) {
+DrawnLatents DiffusionPipeline::refine(const DrawnLatents& base, const diffusion::SamplingPlan& plan,
+                                       const Prompts& prompts, Size size, const GenerateOptions& options) {
   const DiffusionModel& next = *refiner_;
   DrawRequest r = request(next, prompts, size, options);
   if (plan.ends_clean()) {
-    log::warn("the base's last step before the handover at {} already ends without noise: the refiner has nothing to do (raise "
-              "sampling_steps)", options.diffusion.handover);
+    log::warn(
+        "the base's last step before the handover at {} already ends without noise: the refiner has nothing to do "
+        "(raise sampling_steps)",
+        options.diffusion.handover);
     return base;
   }
   r.plan = diffusion::continue_plan(next.schedule, r.plan, plan.ratio(plan.steps()));
@@ -150,13 +160,14 @@ DrawnLatents DiffusionPipeline::draw(const Prompts& prompts, Size size, const Ge
   const diffusion::SamplingPlan whole = r.plan;
   r.plan = diffusion::base_part(whole, cut);
   if (r.plan.steps() == 0)  // a picture that is noised less than the handover: the refiner alone
-    fail<ConfigError>("handover: the base has no step above timestep {}; sample the refiner alone, or raise strength", cut);
+    fail<ConfigError>("handover: the base has no step above timestep {}; sample the refiner alone, or raise strength",
+                      cut);
   const DrawnLatents base = draw_latents(*model_.unet, model_.schedule, model_.prediction, r);
   return refine(base, r.plan, prompts, size, options);
 }
 
-Generated DiffusionPipeline::generate(const std::vector<std::string>& prompts, uint64_t seed, std::span<const int64_t> ids,
-                                      const GenerateOptions& options) {
+Generated DiffusionPipeline::generate(const std::vector<std::string>& prompts, uint64_t seed,
+                                      std::span<const int64_t> ids, const GenerateOptions& options) {
   check(options);
   FEW_CHECK(ids.size() == prompts.size() && !prompts.empty(), "{} prompts and {} ids", prompts.size(), ids.size());
   const NoGrad no_grad;
@@ -165,8 +176,10 @@ Generated DiffusionPipeline::generate(const std::vector<std::string>& prompts, u
   Generated out;
   for (size_t start = 0; start < prompts.size(); start += static_cast<size_t>(options.batch_size)) {
     const size_t count = std::min(static_cast<size_t>(options.batch_size), prompts.size() - start);
-    const Prompts part{{prompts.begin() + static_cast<ptrdiff_t>(start), prompts.begin() + static_cast<ptrdiff_t>(start + count)},
-                       ids_of(ids.subspan(start, count)), seed};
+    const Prompts part{
+        {prompts.begin() + static_cast<ptrdiff_t>(start), prompts.begin() + static_cast<ptrdiff_t>(start + count)},
+        ids_of(ids.subspan(start, count)),
+        seed};
     const DrawnLatents drawn = draw(part, size, options);
     if (!at::isfinite(drawn.latents).all().item<bool>())
       fail<NumericError>("{}: the latents are not finite; are the network's weights whole?", folder_.string());
@@ -174,9 +187,10 @@ Generated DiffusionPipeline::generate(const std::vector<std::string>& prompts, u
     images.push_back(io::to_bytes(model_.latent_space->decode(drawn.latents).to(at::kCPU, at::kFloat)));
     out.decode_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     latents.push_back(drawn.latents.to(at::kCPU));
-    const double share = static_cast<double>(count) / static_cast<double>(prompts.size());
-    out.steps += share * static_cast<double>(drawn.steps), out.nfe += share * static_cast<double>(drawn.nfe);
+    out.steps += static_cast<double>(static_cast<int64_t>(count) * drawn.steps);
+    out.nfe += static_cast<double>(static_cast<int64_t>(count) * drawn.nfe);
   }
+  out.steps /= static_cast<double>(prompts.size()), out.nfe /= static_cast<double>(prompts.size());
   out.images = at::cat(images), out.latents = at::cat(latents);
   return out;
 }

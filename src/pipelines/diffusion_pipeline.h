@@ -14,7 +14,8 @@ class DiffusionPipeline : public Pipeline {
  public:
   DiffusionPipeline(const std::filesystem::path& folder, at::Device device);
   using Pipeline::generate;
-  // ConfigError: options that mean nothing here, sizes that are not multiples of the latents' factor, a refiner on other latents.
+  // ConfigError: options that mean nothing here, sizes that are not multiples of the latents' factor, a refiner on
+  // other latents.
   Generated generate(const std::vector<std::string>& prompts, uint64_t seed, std::span<const int64_t> ids,
                      const GenerateOptions& options) override;
   std::string description() const override;
@@ -33,7 +34,8 @@ class DiffusionPipeline : public Pipeline {
   void check(const GenerateOptions& options) const;
   Tensor read_init_image(const std::string& file, Size size) const;  // float [1, C, H, W] in [-1, 1]
   // What the network is told for these prompts, and how it is sampled; without plan and start.
-  DrawRequest request(const DiffusionModel& model, const Prompts& prompts, Size size, const GenerateOptions& options) const;
+  DrawRequest request(const DiffusionModel& model, const Prompts& prompts, Size size,
+                      const GenerateOptions& options) const;
   DrawnLatents draw(const Prompts& prompts, Size size, const GenerateOptions& options);
   DrawnLatents refine(const DrawnLatents& base, const diffusion::SamplingPlan& plan, const Prompts& prompts, Size size,
                       const GenerateOptions& options);

@@ -11,7 +11,8 @@
 namespace fewstep::pipelines {
 namespace {
 
-// Streams of noise within one seed: 0 is the start, then one a step, far apart for models that go on with another's latents.
+// Streams of noise within one seed: 0 is the start, then one a step, far apart for models that go on with another's
+// latents.
 constexpr int64_t kNoiseOfStage = 1'000'000;
 
 Tensor map_rows(const Tensor& x, const std::function<Tensor(const Tensor&)>& f) { return x.defined() ? f(x) : x; }

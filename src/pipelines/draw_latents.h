@@ -23,17 +23,17 @@ struct DrawRequest {
   Guidance guidance = {};
   diffusion::SamplingPlan plan = {};
   diffusion::SamplingConfig sampling = {};
-  Tensor ids = {};       // int64 [B], CPU
+  Tensor ids = {};  // int64 [B], CPU
   uint64_t seed = 0;
-  Tensor start = {};     // [B, C, h, w] at the plan's first noise level; undefined: noise of (seed, ids)
+  Tensor start = {};  // [B, C, h, w] at the plan's first noise level; undefined: noise of (seed, ids)
   int64_t channels = 0, height = 0, width = 0;  // of the latents, where `start` is undefined
-  int64_t stage = 0;     // models that go on with another one's latents draw other noise
+  int64_t stage = 0;                            // models that go on with another one's latents draw other noise
 };
 
 struct DrawnLatents {
-  Tensor latents = {};          // float32 [B, C, h, w]
-  int64_t steps = 0;            // network calls of a sample, guidance counted once
-  int64_t nfe = 0;              // guidance counted twice where it was in effect
+  Tensor latents = {};  // float32 [B, C, h, w]
+  int64_t steps = 0;    // network calls of a sample, guidance counted once
+  int64_t nfe = 0;      // guidance counted twice where it was in effect
 };
 // Row i depends on (seed, ids[i]) and its conditions, never on the rest of the batch (up to the rounding of products).
 DrawnLatents draw_latents(const models::UNet2DConditionModel& unet, const diffusion::Schedule& schedule,

@@ -6,7 +6,6 @@
 #include "src/base/files.h"
 #include "src/base/table.h"
 #include "src/models/autoencoder_kl.h"
-#include "src/models/json_fields.h"
 #include "src/models/model_folder.h"
 #include "src/pipelines/components.h"
 #include "src/tensor/modes.h"
@@ -25,8 +24,9 @@ void check_images(const Tensor& images, const LatentSpace& space) {
   if (C != space.image_channels())
     fail<ConfigError>("{}: images of {} channels, it takes {}", space.description(), C, space.image_channels());
   if (H < 1 || W < 1 || H % space.factor() != 0 || W % space.factor() != 0)
-    fail<ConfigError>("{}: images of {} x {} are not a multiple of {}; set the data set's size (or height, width) to one",
-                      space.description(), H, W, space.factor());
+    fail<ConfigError>(
+        "{}: images of {} x {} are not a multiple of {}; set the data set's size (or height, width) to one",
+        space.description(), H, W, space.factor());
 }
 
 // Pixels, folded by `factor` (1: the identity). Lossless but for rounding.
@@ -47,7 +47,9 @@ class PixelSpace : public LatentSpace {
   int64_t image_channels() const override { return image_channels_; }
   int64_t factor() const override { return factor_; }
   std::string_view kind() const override { return factor_ > 1 ? "pixel_unshuffle" : "identity"; }
-  std::string description() const override { return fmt::format("latents {} (factor {}, {} channels)", kind(), factor_, channels()); }
+  std::string description() const override {
+    return fmt::format("latents {} (factor {}, {} channels)", kind(), factor_, channels());
+  }
   void save(const fs::path& folder) const override {
     make_directories(folder / "latent_space");
     write_json(folder / "latent_space" / kSpaceFile, {{"_class_name", "PixelSpace"},
@@ -65,7 +67,8 @@ class PixelSpace : public LatentSpace {
 
 class VaeSpace : public LatentSpace {
  public:
-  VaeSpace(std::unique_ptr<models::AutoencoderKL> vae, fs::path source) : vae_(std::move(vae)), source_(std::move(source)) {}
+  VaeSpace(std::unique_ptr<models::AutoencoderKL> vae, fs::path source)
+      : vae_(std::move(vae)), source_(std::move(source)) {}
   Tensor encode(const Tensor& images, const LatentDraw& draw) const override {
     check_images(images, *this);
     const NoGrad no_grad;
@@ -81,7 +84,9 @@ class VaeSpace : public LatentSpace {
   int64_t image_channels() const override { return vae_->config().in_channels; }
   int64_t factor() const override { return vae_->config().factor(); }
   std::string_view kind() const override { return "vae"; }
-  std::string description() const override { return fmt::format("latents of a VAE (factor {}, {} channels)", factor(), channels()); }
+  std::string description() const override {
+    return fmt::format("latents of a VAE (factor {}, {} channels)", factor(), channels());
+  }
   fs::path source() const override { return source_; }
   void to(at::Device device) override {
     device_ = device;
@@ -102,18 +107,22 @@ class VaeSpace : public LatentSpace {
 };
 
 std::unique_ptr<LatentSpace> load_vae_space(const fs::path& folder) {
-  return std::make_unique<VaeSpace>(load_frozen_component<models::AutoencoderKL>(folder / "vae", "AutoencoderKL"), folder);
+  return std::make_unique<VaeSpace>(load_frozen_component<models::AutoencoderKL>(folder / "vae", "AutoencoderKL"),
+                                    folder);
 }
 
 std::unique_ptr<LatentSpace> load_pixel_space(const fs::path& path) {
   const Json config = read_json(path);
-  const models::JsonFields fields(config, path.string());
-  int64_t channels = 0, factor = 1;
-  double shift = 0, scale = 1;
-  fields.get("image_channels", channels), fields.get("factor", factor);
-  fields.get("shift", shift), fields.get("scale", scale);
+  const auto number = [&](const char* key) {
+    const auto it = config.is_object() ? config.find(key) : config.end();
+    if (it == config.end() || !it->is_number()) fail<DataError>("{}: {}: a number is expected", path.string(), key);
+    return it->get<double>();
+  };
+  const auto channels = static_cast<int64_t>(number("image_channels")), factor = static_cast<int64_t>(number("factor"));
+  const double shift = number("shift"), scale = number("scale");
   if (channels < 1 || factor < 1 || !(scale > 0))
-    fail<DataError>("{}: image_channels {}, factor {} and scale {} must be positive", path.string(), channels, factor, scale);
+    fail<DataError>("{}: image_channels {}, factor {} and scale {} must be positive", path.string(), channels, factor,
+                    scale);
   return std::make_unique<PixelSpace>(channels, factor, shift, scale);
 }
 
@@ -125,13 +134,15 @@ struct PixelSpaceConfig : LatentSpaceConfig {
   std::string_view kind() const override { return folded ? "pixel_unshuffle" : "identity"; }
   void describe(config::Visitor& v) override {
     if (folded) v.field("factor", factor, "so many pixels of a row, and rows, become channels", {2, 64});
-    v.field("normalise", normalise, "shift and scale from the training images: zero mean, unit deviation over all pixels");
+    v.field("normalise", normalise,
+            "shift and scale from the training images: zero mean, unit deviation over all pixels");
     v.field("shift", shift, "without normalise: (pixel - shift) * scale, for pixels in [-1, 1]");
     v.field("scale", scale, "see shift", config::kPositive);
   }
   std::unique_ptr<LatentSpace> build(int64_t image_channels, const Tensor& images) const override {
     if (!normalise) return std::make_unique<PixelSpace>(image_channels, factor, shift, scale);
-    if (!images.defined() || images.numel() < 2) fail<ConfigError>("latents: normalise: there are no images to measure; set it to false");
+    if (!images.defined() || images.numel() < 2)
+      fail<ConfigError>("latents: normalise: there are no images to measure; set it to false");
     const Tensor values = images.to(at::kDouble);
     const double deviation = values.std().item<double>();
     if (!(deviation > 0)) fail<DataError>("latents: normalise: the images are all of one colour");
@@ -149,18 +160,20 @@ struct VaeSpaceConfig : LatentSpaceConfig {
   std::unique_ptr<LatentSpace> build(int64_t image_channels, const Tensor&) const override {
     if (!fs::exists(folder)) fail<ConfigError>("latents: folder {}: no such folder", folder);
     const fs::path model = fs::exists(fs::path(folder) / "vae") ? fs::path(folder) : models::as_model_folder(folder);
-    if (!fs::exists(model / "vae" / "config.json")) fail<ConfigError>("latents: {}: there is no vae/config.json in it", model.string());
+    if (!fs::exists(model / "vae" / "config.json"))
+      fail<ConfigError>("latents: {}: there is no vae/config.json in it", model.string());
     auto space = load_vae_space(model);
     if (image_channels > 0 && space->image_channels() != image_channels)
-      fail<ConfigError>("latents: {}: the VAE takes images of {} channels, the data has {}", folder, space->image_channels(),
-                        image_channels);
+      fail<ConfigError>("latents: {}: the VAE takes images of {} channels, the data has {}", folder,
+                        space->image_channels(), image_channels);
     return space;
   }
 };
 
 constexpr LatentSpaceKind kLatentSpaces[] = {
     {"identity", []() -> std::unique_ptr<LatentSpaceConfig> { return std::make_unique<PixelSpaceConfig>(false); }},
-    {"pixel_unshuffle", []() -> std::unique_ptr<LatentSpaceConfig> { return std::make_unique<PixelSpaceConfig>(true); }},
+    {"pixel_unshuffle",
+     []() -> std::unique_ptr<LatentSpaceConfig> { return std::make_unique<PixelSpaceConfig>(true); }},
     {"vae", []() -> std::unique_ptr<LatentSpaceConfig> { return std::make_unique<VaeSpaceConfig>(); }},
 };
 
@@ -180,7 +193,8 @@ std::unique_ptr<LatentSpace> LatentSpace::load(const fs::path& folder, at::Devic
   else if (fs::exists(folder / "vae" / "config.json"))
     space = load_vae_space(folder);
   else
-    fail<DataError>("{}: neither vae/config.json nor latent_space/{}: pixels cannot be made from its latents", folder.string(), kSpaceFile);
+    fail<DataError>("{}: neither vae/config.json nor latent_space/{}: pixels cannot be made from its latents",
+                    folder.string(), kSpaceFile);
   space->to(device);
   return space;
 }

@@ -38,7 +38,8 @@ PipelineCase read_pipeline_case(const fs::path& folder) {
 
 const Tensor& pipeline_input(const PipelineCase& golden, const std::string& name, const fs::path& folder) {
   const auto it = golden.inputs.find(name);
-  if (it == golden.inputs.end()) fail<DataError>("{}: there is no 'input.{}'", (folder / "io.safetensors").string(), name);
+  if (it == golden.inputs.end())
+    fail<DataError>("{}: there is no 'input.{}'", (folder / "io.safetensors").string(), name);
   return it->second;
 }
 

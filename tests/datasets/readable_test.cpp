@@ -9,6 +9,7 @@
 
 #include "datasets/image_folder.h"
 #include "datasets/loader.h"
+#include "datasets/packed.h"
 #include "src/config/config.h"
 #include "src/tensor/ops.h"
 #include "tests/support/message_of.h"
@@ -125,6 +126,7 @@ TEST(Readable, TruncatedFilesInAFolder) {
   const auto plain = build(", on_error: skip, max_broken: 0.2");
   EXPECT_EQ(plain->size(), 30);  // found when it is read
   EXPECT_NE(plain->get(8, 0, 0).id, 8);
+  EXPECT_THAT(message_of<DataError>([&] { pack_dataset(*plain, scratch / "out.h5", {}); }), HasSubstr("07.jpg"));  // not twice another
 }
 
 }  // namespace

@@ -39,7 +39,7 @@ TEST(BandPower, AWaveIsInItsBandAndHasItsPower) {
     const FrequencyBand& band = frequency_bands()[static_cast<size_t>(b)];
     const double count = at::logical_and(r.gt(band.low), r.le(band.high)).sum().item<double>();
     const double amplitude = 100.0 / 255;
-    EXPECT_NEAR(power[b].item<double>() * count, 2 * amplitude * amplitude / 4, 8e-4)  // whole grey levels;
+    EXPECT_NEAR(power[b].item<double>() * count, 2 * amplitude * amplitude / 4, 8e-4);  // whole grey levels
   }
 }
 

@@ -137,8 +137,9 @@ TEST(UNet2DConfigTest, RoundTripsThroughJson) {
 
 TEST(UNet2DConfigTest, RefusesOtherNetworksByName) {
   const std::pair<const char*, Json> cases[] = {{"class_embed_type", "projection"}, {"encoder_hid_dim", 4096}, {"dual_cross_attention", true},
-      {"time_cond_proj_dim", 256}, {"act_fn", "gelu"}, {"norm_num_groups", nullptr}, {"only_cross_attention", {false, true}}, {"mid_block_type", "UNetMidBlock2DSimpleCrossAttn"},
-      {"down_block_types", {"DownBlock2D", "AttnDownBlock2D"}}, {"cross_attention_dim", {6, 7}}, {"transformer_layers_per_block", {1, 2, 3}}, {"attention_head_dim", 3},
+      {"time_cond_proj_dim", 256}, {"act_fn", "gelu"}, {"norm_num_groups", nullptr}, {"only_cross_attention", {false, true}},
+      {"mid_block_type", "UNetMidBlock2DSimpleCrossAttn"}, {"down_block_types", {"DownBlock2D", "AttnDownBlock2D"}},
+      {"cross_attention_dim", {6, 7}}, {"transformer_layers_per_block", {1, 2, 3}}, {"attention_head_dim", 3},
       {"block_out_channels", {8, 18}}, {"addition_embed_type", "image"}, {"conv_in_kernel", 2}, {"resnet_time_scale_shift", "ada_group"}};
   for (const auto& [key, value] : cases) {
     Json json = small_unet().to_json();
@@ -186,8 +187,10 @@ TEST(UNet2D, SaysWhatIsWrongWithItsConditions) {
   plain.addition_embed_type = "", plain.mid_block_type = "UNetMidBlock2D";
   plain.down_block_types = {"DownBlock2D", "DownBlock2D"}, plain.up_block_types = {"UpBlock2D", "UpBlock2D"};
   const auto unconditional = make_unet(plain);
-  EXPECT_THAT(message_of([&] { (*unconditional)(in.sample, in.t, {.context = in.conditions.context, .pooled = {}, .numbers = {}, .number_mask = {}}); }), HasSubstr("cross attention"));
-  EXPECT_THAT(message_of([&] { (*unconditional)(in.sample, in.t, {.context = {}, .pooled = {}, .numbers = in.conditions.numbers, .number_mask = {}}); }), HasSubstr("addition_embed_type"));
+  EXPECT_THAT(message_of([&] { (*unconditional)(in.sample, in.t, {.context = in.conditions.context, .pooled = {}, .numbers = {}, .number_mask = {}}); }),
+              HasSubstr("cross attention"));
+  EXPECT_THAT(message_of([&] { (*unconditional)(in.sample, in.t, {.context = {}, .pooled = {}, .numbers = in.conditions.numbers, .number_mask = {}}); }),
+              HasSubstr("addition_embed_type"));
   EXPECT_EQ((*unconditional)(in.sample, in.t, {}).sizes(), in.sample.sizes());
 }
 

@@ -1,9 +1,11 @@
-// What the network is told: classes found in captions, dropped conditions and what takes their place, saving and loading.
+// What the network is told: classes found in captions, dropped conditions and what takes their place, saving and
+// loading.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
 
+#include "datasets/fashion_attributes.h"
 #include "src/pipelines/conditioner.h"
 #include "src/pipelines/conditioner_class.h"
 #include "src/pipelines/conditioner_text.h"
@@ -17,7 +19,8 @@ namespace {
 using ::testing::HasSubstr;
 
 const std::vector<std::string> kClasses = {"t-shirt", "trouser", "shirt", "ankle boot", "boot"};
-const std::vector<std::string> kCorpus = {"a dark long dress", "a bright short shirt", "an ankle boot", "the wide trouser"};
+const std::vector<std::string> kCorpus = {"a dark long dress", "a bright short shirt", "an ankle boot",
+                                          "the wide trouser"};
 
 ConditionInput captions(std::vector<std::string> texts) {
   ConditionInput in;
@@ -34,8 +37,10 @@ std::unique_ptr<Conditioner> class_conditioner(const ConditioningSettings& setti
 
 std::unique_ptr<Conditioner> text_conditioner(const ConditioningSettings& settings = {}) {
   TextConditionerConfig config;
-  config.vocab_size = 280, config.length = 12, config.dim = 16, config.layers = 1, config.heads = 2, config.settings = settings;
-  return config.build({.train_tokenizer = [](int64_t size) { return text::BpeTokenizer::train(kCorpus, size); }, .seed = 3});
+  config.vocab_size = 280, config.length = 12, config.dim = 16, config.layers = 1, config.heads = 2,
+  config.settings = settings;
+  return config.build(
+      {.train_tokenizer = [](int64_t size) { return text::BpeTokenizer::train(kCorpus, size); }, .seed = 3});
 }
 
 Tensor flags(std::vector<int64_t> values) { return at::tensor(values, at::kLong).to(at::kBool); }
@@ -47,8 +52,21 @@ TEST(FindClass, WholeWordsLongestName) {
   EXPECT_EQ(find_class(kClasses, "one boot"), 4);
   EXPECT_EQ(find_class(kClasses, "a boot and another boot"), 4);
   EXPECT_THAT(message_of<ConfigError>([] { find_class(kClasses, "shirts"); }), HasSubstr("none is named"));
-  EXPECT_THAT(message_of<ConfigError>([] { find_class(kClasses, "a shirt over a trouser"); }), HasSubstr("more than one"));
+  EXPECT_THAT(message_of<ConfigError>([] { find_class(kClasses, "a shirt over a trouser"); }),
+              HasSubstr("more than one"));
   EXPECT_THAT(message_of<ConfigError>([] { find_class(kClasses, ""); }), HasSubstr("t-shirt, trouser"));
+}
+
+// The same answer as the data set's own parser, for every caption it can write.
+TEST(FindClass, AgreesWithTheCaptionsOfFashionMnist) {
+  std::vector<std::string> names(fashion_class_names().begin(), fashion_class_names().end());
+  for (int64_t label = 0; label < kFashionClasses; ++label)
+    for (int64_t form = 0; form < caption_template_count(); ++form)
+      for (const auto tone : fashion_attribute_kinds()[0].words) {
+        const Attributes attributes = {{"tone", std::string(tone)}, {"height", "long"}, {"width", "narrow"}};
+        ASSERT_EQ(find_class(names, write_caption(form, label, attributes)), label)
+            << write_caption(form, label, attributes);
+      }
 }
 
 TEST(ClassConditioner, LabelsAndCaptionsGiveTheSameRows) {
@@ -86,7 +104,8 @@ TEST(ClassConditioner, DroppedGroupsBecomeTheirNull) {
   s.null_numbers = NullValue::int_zero;
   const auto ints = (*class_conditioner(s))(captions({"boot", "shirt"}), drop);
   EXPECT_FALSE(ints.number_mask.defined());
-  EXPECT_TRUE(ints.numbers.equal(at::tensor(std::vector<float>{0, 0, 3, 5, 28, 32, 14, 16, 0, 0, 28, 32}).view({2, 6})));
+  EXPECT_TRUE(
+      ints.numbers.equal(at::tensor(std::vector<float>{0, 0, 3, 5, 28, 32, 14, 16, 0, 0, 28, 32}).view({2, 6})));
 }
 
 TEST(ClassConditioner, NullOfEverything) {
@@ -101,8 +120,8 @@ TEST(TextConditioner, DroppedRowsEqualTheEmptyPrompt) {
   const auto c = text_conditioner(s);
   ConditionDrop drop;
   drop.text = flags({0, 1, 0}), drop.pooled = flags({1, 0, 0});
-  const auto told = (*c)(captions({"a dark dress", "an ankle boot", "the trouser"}), drop), plain = (*c)(captions({"a dark dress", "an ankle boot", "the trouser"})),
-             empty = (*c)(captions({""}));
+  const ConditionInput in = captions({"a dark dress", "an ankle boot", "the trouser"});
+  const auto told = (*c)(in, drop), plain = (*c)(in), empty = (*c)(captions({""}));
   EXPECT_TRUE(at::allclose(told.context[1], empty.context[0]));
   EXPECT_TRUE(at::allclose(told.context[0], plain.context[0]));
   EXPECT_TRUE(at::allclose(told.pooled[0], empty.pooled[0]));

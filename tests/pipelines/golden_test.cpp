@@ -1,5 +1,5 @@
-// Tiny SDXL pipelines of diffusers (tools/golden/sdxl_pipeline.py): tensors of `fewstep model verify`, and whole runs from prompt to
-// latents through the public interface, from the noise that both sides draw for (seed, id).
+// Tiny SDXL pipelines of diffusers (tools/golden/sdxl_pipeline.py): tensors of `fewstep model verify`, and whole runs
+// from prompt to latents through the public interface, from the noise that both sides draw for (seed, id).
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 

@@ -2,10 +2,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "src/config/config.h"
 #include "src/pipelines/latent_space.h"
 #include "src/tensor/ops.h"
 #include "src/tensor/rng.h"
-#include "src/config/config.h"
 #include "tests/support/message_of.h"
 #include "tests/support/scratch.h"
 
@@ -20,7 +20,9 @@ struct SpaceConfig {
 };
 void describe(config::Visitor& v, SpaceConfig& c) { v.field("latents", c.latents, "", latent_space_kinds()); }
 
-std::unique_ptr<LatentSpaceConfig> parse(const std::string& yaml) { return std::move(config::parse<SpaceConfig>(yaml).latents); }
+std::unique_ptr<LatentSpaceConfig> parse(const std::string& yaml) {
+  return std::move(config::parse<SpaceConfig>(yaml).latents);
+}
 
 Tensor pictures(int64_t count, int64_t channels, int64_t side) {
   return normal_by_id(at::arange(count), {channels, side, side}, 1, Stream::eval, 0).mul(0.3).add(0.2).clamp(-1, 1);
@@ -42,7 +44,8 @@ TEST(PixelSpace, FoldsLosslesslyAndNormalises) {
 
 TEST(PixelSpace, RefusesOddSizesAndOtherChannels) {
   const auto space = parse("latents: {kind: pixel_unshuffle, normalise: false}")->build(1, {});
-  EXPECT_THAT(message_of<ConfigError>([&] { space->encode(pictures(1, 1, 31)); }), HasSubstr("31 x 31 are not a multiple of 2"));
+  EXPECT_THAT(message_of<ConfigError>([&] { space->encode(pictures(1, 1, 31)); }),
+              HasSubstr("31 x 31 are not a multiple of 2"));
   EXPECT_THAT(message_of<ConfigError>([&] { space->encode(pictures(1, 3, 32)); }), HasSubstr("3 channels, it takes 1"));
   EXPECT_THAT(message_of([&] { space->from_posterior({}, {}); }), HasSubstr("no posterior"));
 }
@@ -92,7 +95,8 @@ TEST(VaeSpace, TellsStrangersApart) {
 
 TEST(LatentSpaces, ErrorsNameTheFolder) {
   const testing::ScratchFolder folder("latents");
-  EXPECT_THAT(message_of<DataError>([&] { LatentSpace::load(folder.path(), at::kCPU); }), HasSubstr("neither vae/config.json"));
+  EXPECT_THAT(message_of<DataError>([&] { LatentSpace::load(folder.path(), at::kCPU); }),
+              HasSubstr("neither vae/config.json"));
   const auto config = parse("latents: {kind: vae, folder: /nowhere}");
   EXPECT_THAT(message_of<ConfigError>([&] { config->build(3, {}); }), HasSubstr("/nowhere"));
   EXPECT_THAT(message_of<ConfigError>([&] { parse("latents: {kind: vae}"); }), HasSubstr("folder"));

@@ -392,6 +392,19 @@ TEST_F(Experiment, CurvesHaveALineARowAndAPointAValue) {
   EXPECT_EQ(curve(c, outcome), "");
 }
 
+TEST(EarlierRows, StayWhereNothingWasRunHere) {
+  const Json before = {{"rows", {{{"label", "a"}, {"status", "done"}, {"steps", 1}}, {{"label", "b"}, {"status", "done"}, {"steps", 2}},
+                                 {{"label", "gone"}, {"status", "done"}}}}};
+  const Json now = {{"rows", {{{"label", "a"}, {"status", "done"}, {"steps", 9}}, {{"label", "b"}, {"status", "waiting"}},
+                              {{"label", "c"}, {"status", "waiting"}}}}};
+  const Json merged = keep_earlier_rows(now, before);
+  ASSERT_EQ(merged["rows"].size(), 3u);
+  EXPECT_EQ(merged["rows"][0]["steps"], 9);
+  EXPECT_EQ(merged["rows"][1]["steps"], 2);
+  EXPECT_EQ(merged["rows"][2]["status"], "waiting");
+  EXPECT_EQ(keep_earlier_rows(now, Json()), now);
+}
+
 TEST(FlowItems, SplitsAtTheTopLevelOnly) {
   EXPECT_THAT(flow_items("[1, 'a, b', [x, y], {k: [1, 2]}]"), ElementsAre("1", "'a, b'", "[x, y]", "{k: [1, 2]}"));
   EXPECT_THAT(flow_items("7"), ElementsAre("7"));
