@@ -18,7 +18,7 @@ constexpr int64_t kLevels = 4, kBatch = 64;
 constexpr int64_t kTimestepDraw = 1, kNoiseDraw = 2;  // steps of the keyed streams
 
 // Per-sample losses [B, levels] of one batch, each sample once in every quarter of the axis.
-Tensor losses_by_level(const pipelines::DiffusionModel& model, const Batch& batch, uint64_t seed) {
+Tensor losses_by_level(const pipelines::DiffusionModel& model, const fewstep::Batch& batch, uint64_t seed) {
   const auto& schedule = model.schedule;
   const Tensor x0 = batch.latent_mean.defined()
                         ? model.latent_space->from_posterior(batch.latent_mean, batch.latent_std, {.ids = batch.ids, .seed = seed})

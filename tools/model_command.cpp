@@ -90,7 +90,7 @@ void print_single_file(const std::filesystem::path& path) {
   const auto text = [&](const char* key) { const auto it = file.metadata.find(key); return it == file.metadata.end() ? "" : it->second; };
   const std::string made_of = file.files.contains("model_index.json") ? models::class_name_of(Json::parse(file.files.at("model_index.json"), nullptr, false)) : "";
   fmt::print("single file: {}, predicts {}{}; {}\n", file.release != nullptr ? file.release->name : made_of.empty() ? "pipeline" : made_of,
-             file.v_prediction ? "v" : "epsilon", file.zero_terminal_snr ? ", zero terminal SNR" : "",
+             !text("modelspec.prediction_type").empty() ? text("modelspec.prediction_type") : file.v_prediction ? "v" : "epsilon", file.zero_terminal_snr ? ", zero terminal SNR" : "",
              file.files.empty() ? "configs are told from the tensors" : fmt::format("holds {} files of its folder", file.files.size()));
   if (!text("modelspec.title").empty())
     fmt::print("  {} ({} {})\n", text("modelspec.title"), text("modelspec.architecture"), text("modelspec.resolution"));

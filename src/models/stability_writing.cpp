@@ -145,8 +145,26 @@ void embed_files(const ModelFolder& model, const std::vector<std::string>& netwo
   }
 }
 
+// "v", "epsilon", "sample" or "flow".
+std::string prediction_in_spec(const Json& scheduler) {
+  if (class_name_of(scheduler).starts_with("FlowMatch")) return "flow";
+  const std::string type = scheduler.value("prediction_type", "epsilon");
+  return type == "v_prediction" ? "v" : type;
+}
+
+// Pixels a latent cell covers along a side: of the VAE, or of pixels folded into channels.
+int64_t pixels_of_latent(const std::filesystem::path& folder) {
+  if (fs::exists(folder / "latent_space" / "latent_space_config.json"))
+    return read_json(folder / "latent_space" / "latent_space_config.json").value("factor", int64_t{1});
+  if (!fs::exists(folder / "vae" / "config.json")) return 8;
+  const Json vae = read_json(folder / "vae" / "config.json");
+  const auto it = vae.find("block_out_channels");
+  const bool usable = it != vae.end() && it->is_array() && !it->empty() && it->size() < 16;
+  return usable ? int64_t{1} << (it->size() - 1) : 8;
+}
+
 // modelspec.org 1.0.0; without a date, so that equal models make equal files.
-void add_model_spec(const ModelFolder& model, const FileContents& contents, const SingleFileOptions& options, bool v_prediction,
+void add_model_spec(const ModelFolder& model, const FileContents& contents, const SingleFileOptions& options, const Json& scheduler,
                     std::map<std::string, std::string>& metadata) {
   const Json unet = read_json(model.path / "unet" / "config.json");
   const auto number = [&](const Json& json, const char* key) { const auto it = json.find(key); return it != json.end() && it->is_number_integer() ? it->get<int64_t>() : 0; };
@@ -158,15 +176,10 @@ void add_model_spec(const ModelFolder& model, const FileContents& contents, cons
   metadata["modelspec.architecture"] = known ? std::string(release->architecture) : "fewstep/" + class_name_of(model.index);
   metadata["modelspec.implementation"] = known && vector > 0 ? "https://github.com/Stability-AI/generative-models" : known ? "https://github.com/CompVis/stable-diffusion" : "fewstep";
   metadata["modelspec.title"] = fmt::format("{} by fewstep", known ? std::string(release->name) : class_name_of(model.index));
-  metadata["modelspec.prediction_type"] = v_prediction ? "v" : "epsilon";
+  metadata["modelspec.prediction_type"] = prediction_in_spec(scheduler);
   metadata["modelspec.hash_sha256"] = "0x" + io::safetensors_data_sha256(contents.tensors, options.dtype);
   if (known && release->name == "sdxl-refiner") metadata["modelspec.timestep_range"] = "0,200";
-  int64_t factor = 8;
-  if (fs::exists(model.path / "vae" / "config.json")) {
-    const Json vae = read_json(model.path / "vae" / "config.json");
-    if (const auto it = vae.find("block_out_channels"); it != vae.end() && it->is_array() && !it->empty() && it->size() < 16) factor = int64_t{1} << (it->size() - 1);
-  }
-  if (const int64_t side = number(unet, "sample_size") * factor; side > 0) metadata["modelspec.resolution"] = fmt::format("{0}x{0}", side);
+  if (const int64_t side = number(unet, "sample_size") * pixels_of_latent(model.path); side > 0) metadata["modelspec.resolution"] = fmt::format("{0}x{0}", side);
 }
 
 }  // namespace
@@ -241,7 +254,7 @@ void write_single_file(const fs::path& folder, const fs::path& out, const Single
   std::map<std::string, std::string> metadata = {{"format", "pt"}};
   embed_files(model, networks, options.dtype, metadata);
   if (!contents.older_names.empty()) metadata[std::string(kNamesKey)] = contents.older_names.dump();
-  add_model_spec(model, contents, options, v_prediction, metadata);
+  add_model_spec(model, contents, options, scheduler, metadata);
   for (const auto& [key, value] : options.metadata) metadata[key] = value;
   if (out.has_parent_path()) make_directories(out.parent_path());
   io::write_safetensors(out, contents.tensors, metadata, options.dtype);
