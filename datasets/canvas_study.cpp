@@ -76,7 +76,7 @@ class CanvasStudy final : public FashionStudy {
   }
 
   std::string description() const override {
-    std::string text = fmt::format("Fashion-MNIST canvas {}: {} photographs, {} x {}", split_name(), size(),
+    std::string text = fmt::format("Fashion-MNIST canvas {}: {} photographs, {} x {}", name_of(split_), size(),
                                    config_.study.image_size, config_.study.image_size);
     if (config_.fixed_left >= 0) return text + fmt::format(", all cropped at left {} of 2:1", config_.fixed_left);
     if (config_.fixed_top >= 0) return text + fmt::format(", all cropped at top {} of 1:2", config_.fixed_top);
@@ -118,13 +118,6 @@ class CanvasStudy final : public FashionStudy {
 };
 
 }  // namespace
-
-bool touches_border(const Tensor& image, int64_t threshold) {
-  FEW_CHECK(image.dim() == 3 && image.scalar_type() == at::kByte, "touches_border: uint8 [C, H, W] is expected");
-  const Tensor front = image.amax(0).gt(threshold);  // [H, W]
-  const auto any = [](const Tensor& line) { return line.any().item<bool>(); };
-  return any(front.select(0, 0)) || any(front.select(0, -1)) || any(front.select(1, 0)) || any(front.select(1, -1));
-}
 
 void CanvasStudyConfig::describe(config::Visitor& v) {
   describe_fashion_study(v, study);

@@ -25,8 +25,4 @@ struct CanvasStudyConfig : DatasetConfig {
   std::unique_ptr<Dataset> build(Split split) const override;
 };
 
-// Whether foreground reaches the outermost row or column. image: uint8 [C, H, W] on black; foreground is a pixel with a
-// channel above `threshold`.
-bool touches_border(const Tensor& image, int64_t threshold = 64);
-
 }  // namespace fewstep

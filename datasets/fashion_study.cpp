@@ -1,6 +1,5 @@
 #include "datasets/fashion_study.h"
 
-#include <array>
 #include <numeric>
 
 #include "src/base/error.h"
@@ -43,11 +42,6 @@ FashionStudy::FashionStudy(const FashionStudyOptions& options, Split split)
 
 double FashionStudy::property(int64_t id, uint64_t property) const {
   return philox_uniform(stream_key(static_cast<uint64_t>(options_.split_seed), Stream::augment, 0, id), property, 1);
-}
-
-std::string_view FashionStudy::split_name() const {
-  constexpr std::array<std::string_view, 3> kNames = {"train", "heldout", "test"};
-  return kNames[static_cast<size_t>(split_)];
 }
 
 std::vector<int64_t> FashionStudy::permutation() const {

@@ -34,7 +34,6 @@ class FashionStudy : public FashionMnist {
   int64_t id(int64_t index) const { return ids_[static_cast<size_t>(kept(index))]; }
   // Uniform in [0, 1): a property of the image that no epoch changes. `property` tells the draws of one image apart.
   double property(int64_t id, uint64_t property) const;
-  std::string_view split_name() const;
   // Place of the image whose numbers image `index` is given where a control permutes them: one permutation of the
   // split, keyed by split_seed.
   std::vector<int64_t> permutation() const;

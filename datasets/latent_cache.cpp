@@ -16,7 +16,6 @@ namespace fewstep {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr std::array<std::string_view, 3> kCacheSplits = {"train", "heldout", "test"};
 
 Json cache_json(const std::string& text, const std::string& place) {
   Json json = Json::parse(text, nullptr, false);
@@ -256,8 +255,6 @@ void check_source(const LatentCache& cache, const Dataset& source, std::string_v
 
 bool is_latent_cache(const fs::path& path) { return has_cache_format(io::H5File::open(path)); }
 
-std::string_view split_text(Split split) { return kCacheSplits[static_cast<size_t>(split)]; }
-
 void LatentCache::check(std::string_view vae_identity, std::string_view text_identity) const {
   const auto stale = [&](std::string_view part, const std::string& cached, const std::string& name,
                          std::string_view now) {
@@ -287,7 +284,7 @@ void LatentCacheConfig::describe(config::Visitor& v) {
 
 std::unique_ptr<Dataset> LatentCacheConfig::build(Split split) const {
   const std::string& path = split == Split::train ? train : split == Split::heldout ? heldout : test;
-  const std::string_view name = split_text(split);
+  const std::string_view name = name_of(split);
   if (path.empty())
     fail<ConfigError>(
         "data.{} is not set: the {} split is asked for (make its file with `fewstep data cache --split {}`)", name,

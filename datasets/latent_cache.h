@@ -101,6 +101,5 @@ struct CacheOptions {
 // beyond float16). `progress` gets the encoded images so far, of dataset.size() * variants.
 CacheFacts write_latent_cache(const Dataset& dataset, const std::filesystem::path& out, const CacheEncoders& encoders,
                               const CacheOptions& options, const std::function<void(int64_t)>& progress = {});
-std::string_view split_text(Split split);
 
 }  // namespace fewstep

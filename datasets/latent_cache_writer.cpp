@@ -14,7 +14,6 @@
 #include "datasets/latent_cache.h"
 #include "datasets/latent_cache_format.h"
 #include "src/base/error.h"
-#include "src/base/hash.h"
 #include "src/io/hdf5.h"
 #include "src/tensor/ops.h"
 
@@ -148,7 +147,7 @@ Tensor storable(const Tensor& values, bool half, const std::vector<Sample>& samp
 class CacheWriter {
  public:
   CacheWriter(const Dataset& dataset, const fs::path& out, const CacheEncoders& encoders, const CacheOptions& options)
-      : dataset_(dataset),
+      : dataset_(dataset.strict()),  // on_error: skip would put another sample's latents beside this one's captions
         encoders_(encoders),
         options_(options),
         plan_(plan_cache(dataset, options.smallest_bucket)),
@@ -326,7 +325,7 @@ class CacheWriter {
     CacheFacts facts;
     facts.source = dataset_.description();
     facts.source_fingerprint = dataset_.fingerprint();
-    facts.split = split_text(options_.split);
+    facts.split = name_of(options_.split);
     facts.framing = dataset_.conditioning_facts();
     facts.vae = options_.vae, facts.vae_name = options_.vae_name;
     facts.text = options_.text, facts.text_name = options_.text_name;

@@ -55,7 +55,7 @@ class SizeStudy final : public FashionStudy {
   std::string description() const override {
     const int64_t full = config_.study.image_size;
     if (split_ != Split::train)
-      return fmt::format("Fashion-MNIST sizes {}: {} photographs of {} pixels", split_name(), size(), full);
+      return fmt::format("Fashion-MNIST sizes {}: {} photographs of {} pixels", name_of(split_), size(), full);
     const auto names = class_names();
     std::vector<std::string> absent;
     for (int64_t label : config_.classes_without_large) absent.push_back(names[static_cast<size_t>(label)]);

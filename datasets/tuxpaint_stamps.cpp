@@ -55,7 +55,6 @@ void TuxpaintStampsConfig::describe(config::Visitor& v) {
 }
 
 std::unique_ptr<Dataset> TuxpaintStampsConfig::build(Split split) const {
-  constexpr std::string_view kNames[] = {"train", "heldout", "test"};
   const std::vector<fs::path> names = list_stamps(folder);
   std::vector<std::string> classes;  // the folders at the top: animals, clothes, food, ...
   for (const fs::path& name : names)
@@ -75,7 +74,7 @@ std::unique_ptr<Dataset> TuxpaintStampsConfig::build(Split split) const {
     entries.push_back(std::move(entry));
   }
   return make_image_list(entries_of_split(std::move(entries), split, images), images,
-                         fmt::format("Tux Paint stamps {}", kNames[static_cast<size_t>(split)]), std::move(classes));
+                         fmt::format("Tux Paint stamps {}", name_of(split)), std::move(classes));
 }
 
 }  // namespace fewstep

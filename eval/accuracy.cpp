@@ -24,6 +24,11 @@ Value mean_with_interval(const std::vector<double>& values) {
           .n = static_cast<int64_t>(values.size())};
 }
 
+Value mean_with_interval(const Tensor& values) {
+  const Tensor v = values.to(at::kCPU, at::kDouble).contiguous();
+  return mean_with_interval(std::vector<double>(v.const_data_ptr<double>(), v.const_data_ptr<double>() + v.numel()));
+}
+
 namespace {
 
 class ClassAccuracy : public Metric {
@@ -133,10 +138,10 @@ class ClipScore : public Metric {
   }
 
  private:
-  static std::vector<double> scores(const Tensor& images, const Tensor& texts) {
-    const Tensor s = ((images * texts).sum(1).to(at::kDouble) * 100).clamp_min(0).contiguous();
+  static Tensor scores(const Tensor& images, const Tensor& texts) {  // float64 [N]
+    const Tensor s = ((images * texts).sum(1).to(at::kDouble) * 100).clamp_min(0);
     if (!at::isfinite(s).all().item<bool>()) fail<NumericError>("CLIPScore: an embedding is not finite");
-    return {s.data_ptr<double>(), s.data_ptr<double>() + s.numel()};
+    return s;
   }
   const TextImageEncoder& clip_;
   std::vector<Tensor> images_, texts_;

@@ -19,5 +19,6 @@ std::unique_ptr<Metric> make_clip_score(const MetricContext& context);
 Value share(int64_t correct, int64_t n);
 // Mean with 1.96 standard errors.
 Value mean_with_interval(const std::vector<double>& values);
+Value mean_with_interval(const Tensor& values);  // of all its elements
 
 }  // namespace fewstep::eval

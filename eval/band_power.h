@@ -1,9 +1,7 @@
 // Power by spatial frequency: does a set of images have the detail that real ones have, no less and no more?
 #pragma once
-#include <array>
 #include <memory>
 #include <string_view>
-#include <vector>
 
 #include "eval/metrics.h"
 

@@ -36,8 +36,7 @@ Value clip_score(const ClipScoreKind& kind, const Tensor& cosines, double scale)
   const Tensor c = cosines.to(at::kCPU, at::kDouble).contiguous();
   if (c.numel() == 0) fail<ConfigError>("CLIP score: no pair of image and caption");
   if (!at::isfinite(c).all().item<bool>()) fail<NumericError>("CLIP score: a cosine is not finite");
-  const Tensor s = kind.per_sample(c, scale).contiguous();
-  Value value = mean_with_interval({s.data_ptr<double>(), s.data_ptr<double>() + s.numel()});
+  Value value = mean_with_interval(kind.per_sample(c, scale));
   if (kind.clamp_mean) value.value = std::max(value.value, 0.0);
   return value;
 }

@@ -17,17 +17,18 @@ namespace {
 constexpr int64_t kLevels = 4, kBatch = 64;
 constexpr int64_t kTimestepDraw = 1, kNoiseDraw = 2;  // steps of the keyed streams
 
-// Per-sample losses [B, levels] of one batch, each sample once in every quarter of the axis.
+// Per-sample losses float64 [B, levels] of one batch, each sample once in every quarter of the axis.
 Tensor losses_by_level(const pipelines::DiffusionModel& model, const fewstep::Batch& batch, uint64_t seed) {
   const auto& schedule = model.schedule;
-  const Tensor x0 = batch.latent_mean.defined()
-                        ? model.latent_space->from_posterior(batch.latent_mean, batch.latent_std, {.ids = batch.ids, .seed = seed})
-                        : model.latent_space->encode(batch.images, {.ids = batch.ids, .seed = seed});
+  const Tensor ids = batch.ids.to(at::kCPU);
+  const pipelines::LatentDraw draw{.ids = ids, .seed = seed};
+  const Tensor x0 = batch.latent_mean.defined() ? model.latent_space->from_posterior(batch.latent_mean, batch.latent_std, draw)
+                                                : model.latent_space->encode(batch.images, draw);
   const models::UNetConditions conditions = (*model.conditioner)({.captions = batch.captions, .labels = batch.labels,
                                                                   .micro = batch.micro, .aesthetic = batch.aesthetic,
                                                                   .context = batch.context, .pooled = batch.pooled});
-  const Tensor uniform = uniform_by_id(batch.ids, 1, seed, Stream::eval, kTimestepDraw);  // [B, 1]
-  const Tensor noise = normal_by_id(batch.ids, x0.sizes().slice(1), seed, Stream::eval, kNoiseDraw).to(x0.options());
+  const Tensor uniform = uniform_by_id(ids, 1, seed, Stream::eval, kTimestepDraw);  // [B, 1]
+  const Tensor noise = normal_by_id(ids, x0.sizes().slice(1), seed, Stream::eval, kNoiseDraw).to(x0.options());
   std::vector<Tensor> levels;
   for (int64_t level = 0; level < kLevels; ++level) {
     diffusion::TimestepSampling quarter;
@@ -39,11 +40,6 @@ Tensor losses_by_level(const pipelines::DiffusionModel& model, const fewstep::Ba
     levels.push_back((output - target).square().flatten(1).mean(1).to(at::kCPU, at::kDouble));
   }
   return at::stack(levels, 1);
-}
-
-std::vector<double> values_of(const Tensor& x) {
-  const Tensor c = x.contiguous();
-  return {c.const_data_ptr<double>(), c.const_data_ptr<double>() + c.numel()};
 }
 
 }  // namespace
@@ -76,13 +72,13 @@ std::map<std::string, Value> heldout_loss(const pipelines::Pipeline& pipeline, c
     const Tensor own = at::cat(parts);  // [n, levels]
     all.push_back(own);
     if (losses.size() > 1)
-      values[fmt::format("{}[{}]", kHeldoutLoss, bucket_text(buckets[static_cast<size_t>(bucket)]))] = mean_with_interval(values_of(own.mean(1)));
+      values[fmt::format("{}[{}]", kHeldoutLoss, bucket_text(buckets[static_cast<size_t>(bucket)]))] = mean_with_interval(own.mean(1));
   }
   const Tensor together = at::cat(all);
-  values[std::string(kHeldoutLoss)] = mean_with_interval(values_of(together.mean(1)));
+  values[std::string(kHeldoutLoss)] = mean_with_interval(together.mean(1));
   for (int64_t level = 0; level < kLevels; ++level)
     values[fmt::format("{}[t={}-{}]", kHeldoutLoss, static_cast<double>(level) / kLevels, static_cast<double>(level + 1) / kLevels)] =
-        mean_with_interval(values_of(together.select(1, level)));
+        mean_with_interval(together.select(1, level));
   return values;
 }
 

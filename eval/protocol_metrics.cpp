@@ -95,10 +95,8 @@ Values against_captions(const ViewInputs& in) {
   Values out = {{metric_name("CLIPScore", in.identity, kind.name), score}};
   if (in.baseline_cosines.defined()) {
     // Same captions: the difference of each pair, whose interval knows what they share.
-    const Tensor d =
-        (kind.per_sample(in.cosines, in.logit_scale) - kind.per_sample(in.baseline_cosines, in.logit_scale))
-            .contiguous();
-    Value value = mean_with_interval({d.data_ptr<double>(), d.data_ptr<double>() + d.numel()});
+    const Tensor d = kind.per_sample(in.cosines, in.logit_scale) - kind.per_sample(in.baseline_cosines, in.logit_scale);
+    Value value = mean_with_interval(d);
     const auto wins = in.cosines.gt(in.baseline_cosines).sum().item<int64_t>();
     value.note = fmt::format("higher for {} of {} prompts", wins, d.numel());
     out[metric_name("CLIPScore_difference", in.identity, kind.name)] = value;

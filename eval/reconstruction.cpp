@@ -1,7 +1,6 @@
 #include "eval/reconstruction.h"
 
 #include <cmath>
-#include <optional>
 
 #include "eval/accuracy.h"
 #include "eval/pair_metrics.h"

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <chrono>
+#include <functional>
 #include <iterator>
 #include <optional>
 
@@ -16,7 +17,6 @@
 #include "src/base/files.h"
 #include "src/base/hash.h"
 #include "src/base/log.h"
-#include "src/base/progress.h"
 #include "src/base/table.h"
 #include "src/config/config.h"
 #include "src/tensor/modes.h"
@@ -230,6 +230,41 @@ ResultRow measured_row(const EvalConfig& c, const ImageSet& set, bool distributi
   return row;
 }
 
+// One row a set, then one a variant. `lap` is told what has been done, for the report's times.
+std::vector<ResultRow> measured_rows(const EvalConfig& c, const Dataset& test, ImageSets& sets, const Judges& judges,
+                                     const std::string& protocol, const std::function<void(const std::string&)>& lap) {
+  const bool of_model = std::any_of(c.metrics.begin(), c.metrics.end(), is_model_metric);
+  const auto model_values = [&]() -> std::map<std::string, Value> {
+    if (!of_model) return {};
+    return heldout_loss(sets.pipeline(), test, c.num_samples, static_cast<uint64_t>(c.seed));
+  };
+  std::vector<ResultRow> rows;
+  for (const std::string& name : c.sets) {
+    if (name == "model") {
+      rows.push_back({.label = name, .metrics = model_values()});
+      rows.back().seeds = {c.seed};
+      lap("measuring: the model");
+      continue;
+    }
+    const ImageSet& set = sets.get(name);
+    lap("making: " + set.label);
+    Tensor features;
+    rows.push_back(measured_row(c, set, follows_distribution(name, c), judges, &features));
+    if (name == "samples" && !c.model.empty()) {
+      measure_generator(c, sets, set, features, judges, protocol, rows.back());
+      rows.back().metrics.merge(model_values());
+    }
+    lap("measuring: " + set.label);
+  }
+  for (const EvalVariant& variant : c.variants) {
+    ImageSet set = sets.samples(variant_options(c, variant), variant.num_samples);
+    set.label = variant.label;
+    rows.push_back(measured_row(c, set, follows_distribution("samples", c), judges));
+    lap("variant: " + set.label);
+  }
+  return rows;
+}
+
 }  // namespace
 
 void attach_floors(std::vector<ResultRow>& rows, const ResultRow& real) {
@@ -280,34 +315,7 @@ Results run_evaluation(EvalConfig& c, at::Device device) {
   results.protocol = fmt::format("{}; N = {} a set against {} disjoint real images; prompts: {}; seed {}",
                                  test->description(), c.num_samples, c.reference_samples,
                                  c.prompts_file.empty() ? fmt::format("captions of the {} split", name_of(c.split)) : c.prompts_file, c.seed);
-  const bool of_model = std::any_of(c.metrics.begin(), c.metrics.end(), is_model_metric);
-  for (const std::string& name : c.sets) {
-    if (name == "model") {
-      ResultRow row{.label = name, .metrics = {}};
-      row.seeds = {c.seed};
-      if (of_model) row.metrics = heldout_loss(sets.pipeline(), *test, c.num_samples, static_cast<uint64_t>(c.seed));
-      results.rows.push_back(std::move(row));
-      lap("measuring: the model");
-      continue;
-    }
-    const ImageSet& set = sets.get(name);
-    lap("making: " + set.label);
-    Tensor features;
-    ResultRow row = measured_row(c, set, follows_distribution(name, c), judges, &features);
-    if (name == "samples" && !c.model.empty()) {
-      measure_generator(c, sets, set, features, judges, results.protocol, row);
-      if (of_model)
-        row.metrics.merge(heldout_loss(sets.pipeline(), *test, c.num_samples, static_cast<uint64_t>(c.seed)));
-    }
-    results.rows.push_back(std::move(row));
-    lap("measuring: " + set.label);
-  }
-  for (const EvalVariant& variant : c.variants) {
-    ImageSet set = sets.samples(variant_options(c, variant), variant.num_samples);
-    set.label = variant.label;
-    results.rows.push_back(measured_row(c, set, follows_distribution("samples", c), judges));
-    lap("variant: " + set.label);
-  }
+  results.rows = measured_rows(c, *test, sets, judges, results.protocol, lap);
   const auto real = std::find(c.sets.begin(), c.sets.end(), "real");
   if (real != c.sets.end())
     attach_floors(results.rows, ResultRow(results.rows[static_cast<size_t>(real - c.sets.begin())]));

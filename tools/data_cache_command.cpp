@@ -8,7 +8,6 @@
 
 #include "datasets/latent_cache.h"
 #include "src/base/error.h"
-#include "src/base/log.h"
 #include "src/base/progress.h"
 #include "src/base/text.h"
 #include "src/dist/world.h"

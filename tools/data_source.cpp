@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <map>
 
 #include "datasets/latent_cache.h"
 #include "datasets/packed.h"
@@ -24,9 +23,6 @@ void describe(config::Visitor& v, DataRoot& root) { v.field("data", root.data, "
 namespace {
 namespace fs = std::filesystem;
 
-const std::map<std::string, Split> kDataSplits = {
-    {"train", Split::train}, {"heldout", Split::heldout}, {"test", Split::test}};
-
 void describe_kind(config::Visitor& v, void* config) { static_cast<DatasetConfig*>(config)->describe(v); }
 
 template <class Config>
@@ -34,12 +30,16 @@ std::unique_ptr<Dataset> open_file(const DataArguments& a) {
   Config config;
   config.train = config.heldout = config.test = a.source;
   config::read_overrides(a.overrides, describe_kind, static_cast<DatasetConfig*>(&config));
-  return config.build(kDataSplits.at(a.split));
+  return config.build(data_split(a));
 }
 
 }  // namespace
 
-Split data_split(const DataArguments& a) { return kDataSplits.at(a.split); }
+Split data_split(const DataArguments& a) {
+  for (const Split split : {Split::train, Split::heldout, Split::test})
+    if (name_of(split) == a.split) return split;
+  fail<ConfigError>("--split: '{}' is not train, heldout or test", a.split);
+}
 
 std::unique_ptr<Dataset> open_dataset(const DataArguments& a) {
   const Split split = data_split(a);

@@ -246,7 +246,7 @@ std::vector<PlannedRow> plan_row(const ExperimentConfig& c, const RowConfig& row
                      .point = point,
                      .runs = {},
                      .results = shared_results(row, plan.shared),
-                     .measured = {},
+                     .measured = c.measured,
                      .measured_job = {},
                      .needs = row.needs};
   for (const auto& [key, value] : point) planned.label += fmt::format(", {}={}", key.substr(key.rfind('.') + 1), value);

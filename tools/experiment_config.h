@@ -103,7 +103,7 @@ struct PlannedRow {
   std::vector<std::pair<std::string, std::string>> point;  // matrix key -> value
   std::vector<PlannedRun> runs;                            // one a seed
   std::filesystem::path results;                           // folder of the shared job `results_of`
-  std::string measured;                                    // label in its results; "": the experiment's `measured`
+  std::string measured;                                    // label in its results
   std::string measured_job;                                // the eval job whose numbers these are; "": the last one
   NeedsConfig needs;
 };

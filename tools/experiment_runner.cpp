@@ -158,16 +158,15 @@ eval::ResultRow measured_in(const fs::path& folder, const std::string& measured)
 }
 
 // Of the shared job the row points to, or of its last eval job; nullopt when there is neither.
-std::optional<eval::ResultRow> measured_row(const PlannedRow& row, const PlannedRun& run, const std::string& measured) {
-  if (!row.results.empty()) return measured_in(row.results, measured);
+std::optional<eval::ResultRow> measured_row(const PlannedRow& row, const PlannedRun& run) {
+  if (!row.results.empty()) return measured_in(row.results, row.measured);
   for (auto job = run.jobs.rbegin(); job != run.jobs.rend(); ++job)
     if (job->command == "eval" && (row.measured_job.empty() || job->name == row.measured_job))
-      return measured_in(job->folder, measured);
+      return measured_in(job->folder, row.measured);
   return std::nullopt;
 }
 
-RowOutcome run_row(const ExperimentConfig& c, const PlannedRow& row, const std::string& shared,
-                   const RunOptions& options) {
+RowOutcome run_row(const PlannedRow& row, const std::string& shared, const RunOptions& options) {
   RowOutcome outcome{.label = row.label, .scale = row.scale, .point = row.point};
   outcome.status = Status::done;
   std::vector<eval::ResultRow> measured;
@@ -181,14 +180,14 @@ RowOutcome run_row(const ExperimentConfig& c, const PlannedRow& row, const std::
       log::error("{}: {}; the other rows go on", row.label, outcome.detail);
       continue;
     }
-    if (auto one = measured_row(row, run, row.measured.empty() ? c.measured : row.measured)) measured.push_back(std::move(*one));
+    if (auto one = measured_row(row, run)) measured.push_back(std::move(*one));
   }
   if (!measured.empty()) outcome.result = mean_over_seeds(row.label, measured);
   return outcome;
 }
 
 // A row that was not asked for now but finished earlier keeps its place in the table.
-RowOutcome earlier_outcome(const ExperimentConfig& c, const PlannedRow& row) {
+RowOutcome earlier_outcome(const PlannedRow& row) {
   RowOutcome outcome{.label = row.label, .scale = row.scale, .point = row.point};
   std::vector<eval::ResultRow> measured;
   if (!row.results.empty() && !fs::exists(row.results / "results.json")) return outcome;
@@ -198,7 +197,7 @@ RowOutcome earlier_outcome(const ExperimentConfig& c, const PlannedRow& row) {
       if (!record.succeeded()) return outcome;
       outcome.seconds += record.seconds();
     }
-    if (auto one = measured_row(row, run, row.measured.empty() ? c.measured : row.measured)) measured.push_back(std::move(*one));
+    if (auto one = measured_row(row, run)) measured.push_back(std::move(*one));
   }
   if (!measured.empty()) outcome.result = mean_over_seeds(row.label, measured);
   outcome.status = Status::done;
@@ -374,9 +373,9 @@ Outcome run_experiment(const ExperimentConfig& c, const RunOptions& options) {
     }
     if (chosen(row, options) &&
         (row.scale == Scale::tiny || (options.scale == Scale::full && one.status == Status::waiting)))
-      one = run_row(c, row, shared.fingerprint, options);
+      one = run_row(row, shared.fingerprint, options);
     else if (row.scale == Scale::tiny)
-      one = earlier_outcome(c, row);
+      one = earlier_outcome(row);
     for (const PlannedRun& run : row.runs)
       for (const PlannedJob& job : run.jobs)
         if (fs::exists(job.folder / "report.html") && job.command == "eval") {

@@ -1,7 +1,6 @@
 // fewstep export RUN_OR_MODEL --format diffusers|single-file --out PATH
 #include <CLI/CLI.hpp>
 
-#include <cctype>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>

@@ -8,6 +8,7 @@ std::unique_ptr<TrainerConfig> make_autoregressive();
 std::unique_ptr<TrainerConfig> make_classifier_encoder();
 std::unique_ptr<TrainerConfig> make_contrastive();
 std::unique_ptr<TrainerConfig> make_diffusion();
+std::unique_ptr<TrainerConfig> make_dino();
 std::unique_ptr<TrainerConfig> make_next_clean_token();
 std::unique_ptr<TrainerConfig> make_vq_tokenizer();
 
@@ -18,6 +19,7 @@ std::span<const TrainerKind> trainer_kinds() {
       {"classifier_encoder", make_classifier_encoder},
       {"contrastive", make_contrastive},
       {"diffusion", make_diffusion},
+      {"dino", make_dino},
       {"next_clean_token", make_next_clean_token},
       {"vq_tokenizer", make_vq_tokenizer},
   };

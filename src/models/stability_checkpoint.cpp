@@ -14,6 +14,11 @@ namespace fewstep::models {
 namespace fs = std::filesystem;
 namespace {
 
+// The networks of a layout, and where they stand in a file; a prefix may be empty.
+struct StabilityPlace {
+  std::string_view prefix, component;
+  StabilityPart part;
+};
 constexpr StabilityPlace kPlaces[] = {
     {"model.diffusion_model.", "unet", StabilityPart::unet},
     {"first_stage_model.", "vae", StabilityPart::vae},
@@ -225,7 +230,6 @@ void refuse_others(const io::Safetensors& file, const fs::path& path) {
 
 }  // namespace
 
-std::span<const StabilityPlace> stability_places() { return kPlaces; }
 bool is_embeddable(const std::string& path) { return is_safe_path(path) && (path.ends_with(".json") || path.ends_with(".txt")); }
 
 const SingleFile::Network* SingleFile::find(std::string_view component) const {

@@ -15,7 +15,6 @@
 #include <filesystem>
 #include <map>
 #include <optional>
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -58,12 +57,6 @@ void unpack_single_file(const SingleFile& file, const std::filesystem::path& fol
 // Puts tokenizers into a model folder that lacks them; false when they are needed and there are none.
 bool add_tokenizers(const std::filesystem::path& beside, const std::filesystem::path& folder);
 
-// The networks of a layout, and where they stand in a file; a prefix may be empty.
-struct StabilityPlace {
-  std::string_view prefix, component;
-  StabilityPart part;
-};
-std::span<const StabilityPlace> stability_places();
 // May stand in a file's metadata as the path of a file of the folder: relative, no "..", plain characters, .json or .txt.
 bool is_embeddable(const std::string& path);
 inline constexpr std::string_view kOwnPrefix = "fewstep.", kFileKey = "fewstep.file.", kNamesKey = "fewstep.names";

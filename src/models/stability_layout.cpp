@@ -1,8 +1,6 @@
 #include "src/models/stability_layout.h"
 
 #include <algorithm>
-#include <array>
-#include <optional>
 
 #include "src/base/error.h"
 #include "src/base/text.h"

@@ -7,6 +7,7 @@
 #include "src/base/files.h"
 #include "src/base/log.h"
 #include "src/io/safetensors.h"
+#include "src/models/autoencoder_kl.h"
 #include "src/models/model.h"
 #include "src/models/model_folder.h"
 #include "src/models/stability_checkpoint.h"
@@ -157,10 +158,9 @@ int64_t pixels_of_latent(const std::filesystem::path& folder) {
   if (fs::exists(folder / "latent_space" / "latent_space_config.json"))
     return read_json(folder / "latent_space" / "latent_space_config.json").value("factor", int64_t{1});
   if (!fs::exists(folder / "vae" / "config.json")) return 8;
-  const Json vae = read_json(folder / "vae" / "config.json");
-  const auto it = vae.find("block_out_channels");
-  const bool usable = it != vae.end() && it->is_array() && !it->empty() && it->size() < 16;
-  return usable ? int64_t{1} << (it->size() - 1) : 8;
+  const fs::path path = folder / "vae" / "config.json";
+  const Json vae = read_json(path);
+  return class_name_of(vae) == "AutoencoderKL" ? AutoencoderKlConfig::from_json(vae, path.string()).factor() : 8;
 }
 
 // modelspec.org 1.0.0; without a date, so that equal models make equal files.

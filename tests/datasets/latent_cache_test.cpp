@@ -3,8 +3,6 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
-#include <array>
-#include <atomic>
 #include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -13,6 +11,7 @@
 #include "datasets/framing.h"
 #include "datasets/latent_cache.h"
 #include "datasets/loader.h"
+#include "datasets/readable_samples.h"
 #include "src/base/error.h"
 #include "src/base/files.h"
 #include "src/base/hash.h"
@@ -394,6 +393,13 @@ TEST_F(Cached, AnEarlierCacheIsReplacedOnlyByAWholeOne) {
   Toy broken(30);
   broken.broken = 29;
   EXPECT_THROW(write_latent_cache(broken, file, lossless(), options()), DataError);
+  // Nor does a cache show another sample in its place, beside the captions of the one that cannot be read.
+  auto skipped = std::make_unique<Toy>(30);
+  skipped->broken = 29;
+  const auto replacing = readable_samples(std::move(skipped), {.on_error = OnError::skip, .max_broken = 1});
+  ASSERT_NE(replacing->get(29, 1, 0).id, 129);
+  EXPECT_THAT(message_of<DataError>([&] { write_latent_cache(*replacing, file, lossless(), options()); }),
+              HasSubstr("picture 29 is broken"));
   EXPECT_EQ(open()->fingerprint(), before);
   EXPECT_THROW(write_latent_cache(Toy(0), file, lossless(), options()), DataError);
   write_latent_cache(Toy(30), file, lossless(), options());
