@@ -93,9 +93,11 @@ Tensor draw_grid(const pipelines::DiffusionModel& model, const SampleGridConfig&
   const int64_t columns = input.size(), rows = refines ? 1 : config.rows, N = columns * rows;
   const Tensor like = model.unet->parameters().front().tensor;
 
+  pipelines::ConditionInput negative = input;
+  negative.aesthetic = Tensor();  // the conditioner's negative score
   pipelines::DrawRequest request;
   request.conditional = pipelines::to_device(repeat_rows((*model.conditioner)(input), rows), like.device());
-  request.unconditional = pipelines::to_device(repeat_rows(model.conditioner->null(input), rows), like.device());
+  request.unconditional = pipelines::to_device(repeat_rows(model.conditioner->null(negative), rows), like.device());
   request.guidance.scale = config.guidance, request.guidance.rescale = config.guidance_rescale;
   request.sampling = config.sampling;
   request.plan = diffusion::make_plan(model.schedule, config.sampling);

@@ -177,14 +177,14 @@ void tell_more(pipelines::DiffusionModel& model, const std::vector<std::string>&
 
 pipelines::DiffusionModel start_diffusion(const DiffusionStartConfig& config, const TrainContext& context, Precision precision) {
   pipelines::DiffusionModel model = config.folder.empty() ? from_scratch(config, context) : from_folder(config, context);
-  check_cached(config, model, context);
+  check_cached(model, context);
   model.unet->to(dtype_of(precision));
   model.unet->train(true);
   if (nn::Module* learned = model.conditioner->trainable()) learned->to(dtype_of(precision));
   return model;
 }
 
-void check_cached(const DiffusionStartConfig& config, const pipelines::DiffusionModel& model, const TrainContext& context) {
+void check_cached(const pipelines::DiffusionModel& model, const TrainContext& context) {
   for (const Dataset* data : {&context.train, context.validation}) {
     const auto* cache = data ? dynamic_cast<const LatentCache*>(&data->strict()) : nullptr;
     if (!cache) continue;
@@ -192,12 +192,9 @@ void check_cached(const DiffusionStartConfig& config, const pipelines::Diffusion
     if (source.empty())
       fail<ConfigError>("{}: cached latents of a VAE, but this model sees {}: cache it anew or train on the images",
                         cache->path().string(), model.latent_space->description());
-    std::string texts;
-    if (!cache->facts().text.empty() && model.conditioner->kind() == "sdxl") {
-      const auto* own = dynamic_cast<const pipelines::SdxlConditionerConfig*>(config.conditioner.get());
-      texts = text_encoder_identity(own ? fs::path(own->folder) : pipelines::find_model(config.folder));
-    }
-    cache->check(vae_identity(source), texts);
+    const fs::path encoders = model.conditioner->source();
+    const bool texts = !cache->facts().text.empty() && !encoders.empty();
+    cache->check(vae_identity(source), texts ? text_encoder_identity(encoders) : std::string());
   }
 }
 

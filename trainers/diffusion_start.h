@@ -32,6 +32,6 @@ pipelines::DiffusionModel start_diffusion(const DiffusionStartConfig& config, co
 void tell_more(pipelines::DiffusionModel& model, const std::vector<std::string>& groups, uint64_t seed);
 
 // DataError unless cached latents (and texts) of the data sets were made by the parts of this model.
-void check_cached(const DiffusionStartConfig& config, const pipelines::DiffusionModel& model, const TrainContext& context);
+void check_cached(const pipelines::DiffusionModel& model, const TrainContext& context);
 
 }  // namespace fewstep

@@ -136,7 +136,8 @@ class DinoTrainer : public Trainer {
     set_.add_state(files);
     TensorMap& own = files["teacher"];
     for (const auto& [name, tensor] : teacher_.state()) own.emplace(name, tensor.detach());
-    files["dino"] = {{"centre", centre_.value()}, {"collapse_count", at::full({1}, watch_.count(), at::kLong)}};
+    files["dino"] = centre_.state();
+    files["dino"].emplace("collapse_count", at::full({1}, watch_.count(), at::kLong));
     return files;
   }
 
@@ -145,9 +146,8 @@ class DinoTrainer : public Trainer {
     const NoGrad no_grad;
     teacher_.load(file_of(files, "teacher"), "the checkpoint's teacher.safetensors");
     const TensorMap& own = file_of(files, "dino");
-    if (!own.contains("centre") || !own.contains("collapse_count"))
-      fail<DataError>("the checkpoint's dino.safetensors lacks 'centre' or 'collapse_count'");
-    centre_.load(own.at("centre"));
+    if (!own.contains("collapse_count")) fail<DataError>("the checkpoint's dino.safetensors lacks 'collapse_count'");
+    centre_.load_state(own);
     watch_.set_count(own.at("collapse_count").item<int64_t>());
     bank_.reset();
   }
@@ -309,7 +309,7 @@ void DinoTrainerConfig::describe(config::Visitor& v) {
   v.field("teacher_temperature", teacher_temperature, "of the teacher's softmax after teacher_warmup", config::kPositive);
   v.field("teacher_warmup", teacher_warmup, "steps of its linear rise", config::kNonNegative);
   v.field("centring", centring, "move the centre; without it training collapses to one prototype");
-  v.field("centre_momentum", centre_momentum, "of the centre, the moving average of the teacher's logits over all ranks", config::kUnit);
+  v.field("centre_momentum", centre_momentum, "of the centre, the moving average of the teacher's logits over all ranks", {0, 0.9999});
   v.field("freeze_last_layer", freeze_last_layer, "steps during which the prototypes do not move", config::kNonNegative);
   v.field("collapse", collapse, "watch on the teacher's outputs");
   v.field("knn_bank", knn_bank, "labelled training images of validation's k-NN; labels never train; 0: no k-NN", config::kNonNegative);

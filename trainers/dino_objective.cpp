@@ -42,7 +42,9 @@ Tensor entropy_of(const Tensor& p) { return -at::xlogy(p, p).sum(-1); }
 
 TeacherCentre::TeacherCentre(int64_t prototypes, double momentum, at::TensorOptions options, dist::World& world)
     : centre_(at::zeros({prototypes}, options)), sums_(at::zeros({2 * prototypes + 2}, options.dtype(at::kDouble))),
-      momentum_(momentum), world_(world) {}
+      momentum_(momentum), world_(world) {
+  FEW_CHECK(momentum < 1, "a centre of momentum {} never moves", momentum);
+}
 
 void TeacherCentre::add(const Tensor& logits, const Tensor& probabilities) {
   const NoGrad no_grad;
@@ -57,7 +59,10 @@ TeacherSpread TeacherCentre::update(bool move) {
   const int64_t K = centre_.size(0);
   world_.all_reduce_sum(sums_);
   const Tensor mean = sums_ / sums_[2 * K + 1];
-  if (move) centre_.mul_(momentum_).add_(mean.narrow(0, 0, K), 1 - momentum_);
+  if (move) {
+    const double share = (1 - momentum_) / (1 - std::pow(momentum_, static_cast<double>(++updates_)));
+    centre_.mul_(1 - share).add_(mean.narrow(0, 0, K), share);
+  }
   TeacherSpread spread;
   spread.entropy = mean[2 * K].item<double>();
   spread.mean_entropy = entropy_of(mean.narrow(0, K, K)).item<double>();
@@ -66,10 +71,17 @@ TeacherSpread TeacherCentre::update(bool move) {
   return spread;
 }
 
-void TeacherCentre::load(const Tensor& centre) {
-  if (centre.sizes() != centre_.sizes())
-    fail<DataError>("the checkpoint's centre has {} values, the head has {} prototypes", centre.numel(), centre_.numel());
-  centre_.copy_(centre);
+TensorMap TeacherCentre::state() const { return {{"centre", centre_}, {"centre_updates", at::full({1}, updates_, at::kLong)}}; }
+
+void TeacherCentre::load_state(const TensorMap& tensors) {
+  const NoGrad no_grad;
+  const auto centre = tensors.find("centre"), updates = tensors.find("centre_updates");
+  if (centre == tensors.end() || updates == tensors.end())
+    fail<DataError>("the checkpoint's dino.safetensors lacks 'centre' or 'centre_updates'");
+  if (centre->second.sizes() != centre_.sizes())
+    fail<DataError>("the checkpoint's centre has {} values, the head has {} prototypes", centre->second.numel(), centre_.numel());
+  centre_.copy_(centre->second);
+  updates_ = updates->second.item<int64_t>();
 }
 
 void describe(config::Visitor& v, CollapseConfig& c) {

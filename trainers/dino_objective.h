@@ -29,20 +29,24 @@ struct TeacherSpread {
 };
 
 // The moving average of teacher logits (eq. 4), with the batch's statistics. Sums over micro-steps and ranks: centre and
-// spread are those of the global batch.
+// spread are those of the global batch. The average is of the batches seen, without the zero the paper begins with: its share
+// fades over 1 / (1 - momentum) steps, in which all outputs share one peak and a short run's student would learn just that.
 class TeacherCentre {
  public:
   TeacherCentre(int64_t prototypes, double momentum, at::TensorOptions options, dist::World& world);
   const Tensor& value() const { return centre_; }              // [K]
   void add(const Tensor& logits, const Tensor& probabilities);  // [2, B, K] each, of a micro-step
-  // centre <- m centre + (1 - m) mean of the logits added since the last update; their spread.
+  // Update n (from 1): centre <- centre + (1 - m) / (1 - m^n) (mean of the logits added since the last one - centre); the
+  // spread of those outputs. `move` false: the spread alone.
   TeacherSpread update(bool move);
-  void load(const Tensor& centre);
+  TensorMap state() const;
+  void load_state(const TensorMap& tensors);  // DataError for a missing or misshapen entry
 
  private:
   Tensor centre_, sums_;  // [K]; float64 [2 K + 2]: logits, probabilities, entropies, rows
   double momentum_;
   dist::World& world_;
+  int64_t updates_ = 0;
 };
 
 enum class CollapseAction { warn, stop };

@@ -17,7 +17,7 @@ Tensor each_like(const Tensor& per_sample, const Tensor& x) {
   return append_dims(per_sample.to(x.device(), x.scalar_type()), x.dim());
 }
 
-Tensor wide(const Tensor& x) { return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat); }
+Tensor float_at_least(const Tensor& x) { return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat); }
 
 // Points of one phase, rising, above `low` (a rung, or the clean end) up to `high`.
 void add_phase(const StudentSchedule& student, double low, double high, int64_t count, std::vector<double>* out) {
@@ -119,14 +119,14 @@ Tensor guide_each(const Tensor& conditional, const Tensor& unconditional, const 
 }
 
 Tensor jump(Prediction prediction, const Tensor& output, const Tensor& x, const NoiseLevels& from, const NoiseLevels& to) {
-  const Tensor wide_x = wide(x);
+  const Tensor wide_x = float_at_least(x);
   const Denoised parts = split_prediction(prediction, output.to(wide_x.scalar_type()), wide_x, from.alpha, from.sigma);
   return each_like(to.alpha, wide_x) * parts.x0 + each_like(to.sigma, wide_x) * parts.noise;
 }
 
 Tensor teacher_step(Prediction prediction, const Tensor& conditional, const Tensor& unconditional, const Tensor& scale, const Tensor& x,
                     const NoiseLevels& from, const NoiseLevels& to) {
-  const Tensor output = unconditional.defined() ? guide_each(wide(conditional), wide(unconditional), scale) : conditional;
+  const Tensor output = unconditional.defined() ? guide_each(float_at_least(conditional), float_at_least(unconditional), scale) : conditional;
   return jump(prediction, output, x, from, to).detach();
 }
 
@@ -136,7 +136,7 @@ Tensor consistency_target(const Tensor& jumped, const Tensor& x_prev, const Tens
 
 Tensor consistency_loss(const ConsistencyConfig& config, const Tensor& online, const Tensor& target) {
   FEW_CHECK(online.sizes() == target.sizes(), "a student's jump of {} values and a target of {}", online.numel(), target.numel());
-  const Tensor square = (wide(online) - wide(target)).square();
+  const Tensor square = (float_at_least(online) - float_at_least(target)).square();
   const double c = config.huber_c;
   const Tensor each = config.distance == ConsistencyDistance::l2 ? square : (square + c * c).sqrt() - c;
   return each.flatten(1).mean(1);

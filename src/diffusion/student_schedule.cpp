@@ -17,7 +17,8 @@ constexpr double kTimestepTolerance = 1e-6; // a share of the axis: rungs on a g
 double student_shift(const StudentScheduleConfig& c, const Schedule& schedule) {
   const ScheduleConfig& s = schedule.config();
   if (s.kind != ScheduleKind::flow) {
-    if (c.shift != 0.0 && c.shift != 1.0) fail<ConfigError>("student: shift {} suits flow, not a {} schedule: leave it out", c.shift, name_of(s.kind));
+    if (c.shift != 0.0 && c.shift != 1.0)
+      fail<ConfigError>("student: shift {} suits flow, not a {} schedule: leave it out", c.shift, name_of(s.kind));
     return 1.0;
   }
   if (c.shift > 0.0) return c.shift;
@@ -129,7 +130,8 @@ std::vector<int64_t> StudentSchedule::phase_edges(std::span<const double> grid) 
   const double near = kTimestepTolerance * static_cast<double>(schedule_.config().num_train_timesteps);
   FEW_CHECK(!grid.empty() && std::is_sorted(grid.begin(), grid.end()), "a solver grid of {} points must rise", grid.size());
   if (std::abs(grid.back() - timestep(0)) > near)
-    fail<ConfigError>("student: the solver grid starts at timestep {} and the student at {}: phases need both at one place", grid.back(), timestep(0));
+    fail<ConfigError>("student: the solver grid starts at timestep {} and the student at {}: phases need both at one place", grid.back(),
+                      timestep(0));
   std::vector<int64_t> edges = {0};
   for (int64_t k = steps() - 1; k > 0; --k) {
     const auto it = std::lower_bound(grid.begin(), grid.end(), timestep(k) - near);
@@ -164,7 +166,8 @@ void StudentSchedule::check_scheduler(const SchedulerConfig& scheduler, std::str
   // c_skip of the boundary condition, which the student was trained without.
   const double scaled = plan.timesteps.back() * s.timestep_scaling, skip = 0.25 / (scaled * scaled + 0.25);
   if (s.sampler == SamplerKind::lcm && s.timestep_scaling > 0.0 && skip > kLevelTolerance)
-    fail<ConfigError>("{}: timestep_scaling {} mixes {:.2g} of x into x0 at timestep {}: raise it", where, s.timestep_scaling, skip, plan.timesteps.back());
+    fail<ConfigError>("{}: timestep_scaling {} mixes {:.2g} of x into x0 at timestep {}: raise it", where, s.timestep_scaling, skip,
+                      plan.timesteps.back());
 }
 
 SchedulerConfig StudentSchedule::scheduler(Prediction prediction) const {

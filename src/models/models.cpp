@@ -10,6 +10,7 @@
 #include "src/models/contrastive.h"
 #include "src/models/conv_encoder.h"
 #include "src/models/dinov2.h"
+#include "src/models/feature_discriminator.h"
 #include "src/models/fid_inception.h"
 #include "src/models/label_embedding.h"
 #include "src/models/llama.h"
@@ -44,6 +45,7 @@ constexpr ModelKind kModels[] = {
     {"CLIPTextModel", build<ClipTextModel, ClipTextConfig>, clip_text_reference, adopt_clip_text},
     {"CLIPTextModelWithProjection", build<ClipTextModel, ClipTextConfig>, clip_text_reference, adopt_clip_text},
     {"Dinov2Model", build<Dinov2Model, Dinov2Config>, dinov2_reference},
+    {"FeatureDiscriminator", build<FeatureDiscriminator, FeatureDiscriminatorConfig>, feature_discriminator_reference},
     {"pytorch_fid InceptionV3", build<FidInception, FidInceptionConfig>, fid_inception_reference, adopt_fid_inception},
     {"torchvision VGG16", build<Vgg16, Vgg16Config>, vgg16_reference},
 };

@@ -104,6 +104,8 @@ class Conditioner {
   virtual int64_t context_length() const = 0;          // L
   virtual nn::Module* trainable() { return nullptr; }  // learned together with the network; null: frozen
   virtual void to(at::Device device) = 0;
+  // The folder frozen encoders were loaded from, for the identity of cached texts; empty: none are frozen.
+  virtual std::filesystem::path source() const { return {}; }
   virtual const std::vector<std::string>& class_names() const;  // empty for texts
   const ConditioningSettings& settings() const { return settings_; }
   void tell(const MicroSwitches& micro) {

@@ -26,6 +26,7 @@ struct ClipTextPart {
 class SdxlConditioner : public Conditioner {
  public:
   SdxlConditioner(const ConditioningSettings& settings, std::vector<ClipTextPart> parts, std::filesystem::path source);
+  std::filesystem::path source() const override { return source_; }
   std::string_view kind() const override { return "sdxl"; }
   std::string description() const override;
   int64_t context_width() const override;

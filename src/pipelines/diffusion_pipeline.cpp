@@ -18,6 +18,7 @@ namespace {
 // level.
 diffusion::SamplingPlan plan_after_noising(const diffusion::Schedule& schedule, const diffusion::SamplingPlan& plan,
                                            double strength) {
+  if (strength >= 1) return plan;  // also where the first step starts at the end of the axis itself (flow)
   const double cut = diffusion::cut_timestep(schedule, 1 - strength);
   const diffusion::SamplingPlan rest = diffusion::refiner_part(plan, cut);
   if (rest.steps() > 0) return rest;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "src/config/reader.h"
 #include "src/diffusion/consistency.h"
 #include "src/diffusion/distribution_matching.h"
 #include "src/tensor/ops.h"
@@ -108,6 +109,30 @@ TEST(StudentSchedule, RefusesASchedulerOfOtherLevels) {
               HasSubstr("no scheduler of diffusers"));
 }
 
+struct DistillationRoot {
+  StudentScheduleConfig student = {};
+  ConsistencyConfig consistency = {};
+  ScoreRange range = {};
+};
+void describe(config::Visitor& v, DistillationRoot& c) {
+  v.field("student", c.student, "rungs");
+  v.field("consistency", c.consistency, "warm start");
+  v.field("range", c.range, "timesteps");
+}
+
+TEST(StudentSchedule, IsReadFromYaml) {
+  const auto c = config::parse<DistillationRoot>(
+      "student: {timesteps: [1000, 715.5], shift: 2.5, student: ode}\nconsistency: {solver_steps: 50, distance: l2}\nrange: {max: 0.5}\n");
+  EXPECT_EQ(c.student.student, StudentKind::ode);
+  EXPECT_THAT(c.student.timesteps, ElementsAre(1000, 715.5));
+  EXPECT_EQ(c.consistency.distance, ConsistencyDistance::l2);
+  EXPECT_EQ(c.range.max, 0.5);
+  const auto says = [](const std::string& yaml) { return message_of<ConfigError>([&] { config::parse<DistillationRoot>(yaml); }); };
+  EXPECT_THAT(says("consistency: {cfg_min: 5, cfg_max: 4}"), HasSubstr("must not be below cfg_min"));
+  EXPECT_THAT(says("range: {min: 0.5, max: 0.4}"), HasSubstr("must be above min"));
+  EXPECT_THAT(says("student: {student: odee}"), HasSubstr("stochastic"));
+}
+
 TEST(SolverGrid, PhasesEndAtTheRungs) {
   const StudentSchedule student({.steps = 4}, beta_schedule());
   const SolverGrid grid(student, 40);
@@ -194,6 +219,19 @@ TEST(Consistency, LossOfAnExactNetworkIsZero) {
     EXPECT_LT(largest(online - target), 1e-11) << flow;
     EXPECT_LT(largest(consistency_loss({}, online, target)), 1e-11) << flow;
   }
+}
+
+TEST(Consistency, OnlyTheOnlineJumpHasAGradient) {
+  const SolverGrid grid(StudentSchedule({.steps = 4}, beta_schedule()), 40);
+  const Tensor i = at::tensor({10, 15}, at::kLong), x = normal({2, 4}, 1), output = normal({2, 4}, 2).requires_grad_(true);
+  const Tensor online = jump(Prediction::epsilon, output, x, grid.at(i), grid.end(i));
+  const Tensor x_prev = teacher_step(Prediction::epsilon, output, {}, {}, x, grid.at(i), grid.before(i));
+  EXPECT_TRUE(online.requires_grad());
+  EXPECT_FALSE(x_prev.requires_grad());
+  const Tensor target = consistency_target(online, x_prev, grid.is_edge(i));
+  EXPECT_FALSE(target.requires_grad());
+  EXPECT_TRUE(at::equal(target[0], x_prev[0]));  // 10 is an edge, 15 is not
+  EXPECT_TRUE(at::equal(target[1], online[1].detach()));
 }
 
 TEST(Consistency, DistancesArePerSample) {

@@ -28,7 +28,7 @@ TEST_P(GoldenFolder, EveryTensorAgreesWithPyTorch) {
   EXPECT_GE(report.lines.size(), 4u);
 }
 INSTANTIATE_TEST_SUITE_P(Models, GoldenFolder, testing::Values("llama", "vq_model", "autoencoder_kl", "unet2d", "unet2d_conv", "clip_model", "clip_text_encoder", "clip_text_encoder_2", "dinov2",
-                                                                "fid_inception_slim16", "vgg16", "clip_tokenizer"));
+                                                                "feature_discriminator", "fid_inception_slim16", "vgg16", "clip_tokenizer"));
 
 // A copy of the golden folder whose expectations or weights a test may spoil.
 struct SpoiltCopy {
