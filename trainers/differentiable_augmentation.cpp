@@ -9,9 +9,9 @@ namespace fewstep {
 namespace {
 
 // A sample's row of uniforms: so many a branch. `augment` rows of other uses differ by their own keys.
-enum UniformColumn : int64_t { kBrightness, kSaturation, kContrast, kShiftY, kShiftX, kCutY, kCutX, kUniformColumns };
+enum DrawColumn : int64_t { kDrawBrightness, kDrawSaturation, kDrawContrast, kDrawShiftY, kDrawShiftX, kDrawCutY, kDrawCutX, kDrawColumns };
 
-Tensor per_image(const Tensor& values, const Tensor& images) {
+Tensor per_augmented_image(const Tensor& values, const Tensor& images) {
   return values.to(images.device(), images.scalar_type()).view({-1, 1, 1, 1});
 }
 
@@ -53,37 +53,37 @@ AugmentationDraws draw_augmentation(const DifferentiableAugmentationConfig& c, c
                                     const AugmentationKey& key) {
   FEW_CHECK(key.branch >= 0, "branch {} of an augmentation", key.branch);
   const Tensor rows = ids.to(at::kCPU, at::kLong);
-  const Tensor first = at::full_like(rows, key.branch * kUniformColumns);
-  const Tensor u = uniform_by_id(rows, first, kUniformColumns, key.seed, Stream::augment, key.step);  // [B, columns]
-  const auto column = [&](UniformColumn i) { return u.select(1, i); };
-  const auto whole = [&](UniformColumn i, int64_t count) {  // uniform on 0 ... count - 1
+  const Tensor first = at::full_like(rows, key.branch * kDrawColumns);
+  const Tensor u = uniform_by_id(rows, first, kDrawColumns, key.seed, Stream::augment, key.step);  // [B, columns]
+  const auto column = [&](DrawColumn i) { return u.select(1, i); };
+  const auto whole = [&](DrawColumn i, int64_t count) {  // uniform on 0 ... count - 1
     return (column(i) * static_cast<double>(count)).floor().to(at::kLong).clamp_max(count - 1);
   };
-  const auto shift = [&](UniformColumn i, int64_t length) {
+  const auto shift = [&](DrawColumn i, int64_t length) {
     const int64_t most = share_of(c.translation, length);
     return whole(i, 2 * most + 1) - most;
   };
-  const auto first_cut = [&](UniformColumn i, int64_t cut, int64_t length) { return whole(i, length + 1 - cut % 2) - cut / 2; };
+  const auto first_cut = [&](DrawColumn i, int64_t cut, int64_t length) { return whole(i, length + 1 - cut % 2) - cut / 2; };
   AugmentationDraws d;
-  d.brightness = (column(kBrightness) - 0.5) * c.brightness;
-  d.saturation = 1 + (2 * column(kSaturation) - 1) * c.saturation;
-  d.contrast = 1 + (2 * column(kContrast) - 1) * c.contrast;
-  d.shift_y = shift(kShiftY, height), d.shift_x = shift(kShiftX, width);
+  d.brightness = (column(kDrawBrightness) - 0.5) * c.brightness;
+  d.saturation = 1 + (2 * column(kDrawSaturation) - 1) * c.saturation;
+  d.contrast = 1 + (2 * column(kDrawContrast) - 1) * c.contrast;
+  d.shift_y = shift(kDrawShiftY, height), d.shift_x = shift(kDrawShiftX, width);
   d.cut_height = share_of(c.cutout, height), d.cut_width = share_of(c.cutout, width);
-  d.cut_y = first_cut(kCutY, d.cut_height, height), d.cut_x = first_cut(kCutX, d.cut_width, width);
+  d.cut_y = first_cut(kDrawCutY, d.cut_height, height), d.cut_x = first_cut(kDrawCutX, d.cut_width, width);
   return d;
 }
 
 Tensor augment(const Tensor& images, const DifferentiableAugmentationConfig& c, const AugmentationDraws& d) {
   Tensor x = images;
-  if (c.brightness > 0) x = x + per_image(d.brightness, x);
+  if (c.brightness > 0) x = x + per_augmented_image(d.brightness, x);
   if (c.saturation > 0 && x.size(1) > 1) {
     const Tensor grey = x.mean(1, true);
-    x = (x - grey) * per_image(d.saturation, x) + grey;
+    x = (x - grey) * per_augmented_image(d.saturation, x) + grey;
   }
   if (c.contrast > 0) {
     const Tensor level = x.mean({1, 2, 3}, true);
-    x = (x - level) * per_image(d.contrast, x) + level;
+    x = (x - level) * per_augmented_image(d.contrast, x) + level;
   }
   if (c.translation > 0) x = moved(moved(x, d.shift_y, 2), d.shift_x, 3);
   if (d.cut_height > 0 && d.cut_width > 0) x = cut_out(x, d);

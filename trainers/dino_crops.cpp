@@ -11,24 +11,24 @@ namespace fewstep {
 namespace {
 
 // Columns of a view's draws. Append only: they are part of every result.
-enum ViewDraw : int64_t { kArea, kAspect, kLeft, kTop, kFlip, kJitter, kBrightness, kContrast, kBlur, kSigma, kViewDraws = 12 };
+enum ViewDraw : int64_t { kViewArea, kViewAspect, kViewLeft, kViewTop, kViewFlip, kViewJitter, kViewBrightness, kViewContrast, kViewBlur, kViewSigma, kViewDraws = 12 };
 
 struct ViewRecipe {
   int64_t side;
   double min_area, max_area, blur;
 };
 
-Tensor per_image(const Tensor& x) { return x.view({-1, 1, 1, 1}); }
+Tensor view_factor(const Tensor& x) { return x.view({-1, 1, 1, 1}); }
 
 // u: [B, kViewDraws] of this view.
 Tensor make_view(const Tensor& images, const Tensor& u, const ViewRecipe& recipe, const DinoCropConfig& c) {
   const auto at_column = [&](ViewDraw draw) { return u.select(1, draw); };
-  const Tensor boxes = crop_boxes(u.narrow(1, kArea, 4), images.size(2), images.size(3), recipe.min_area, recipe.max_area);
-  const Tensor crop = resize_boxes(images, boxes, at_column(kFlip).lt(c.flip), recipe.side);
-  const Tensor on = at_column(kJitter).lt(c.jitter);
+  const Tensor boxes = crop_boxes(u.narrow(1, kViewArea, 4), images.size(2), images.size(3), recipe.min_area, recipe.max_area);
+  const Tensor crop = resize_boxes(images, boxes, at_column(kViewFlip).lt(c.flip), recipe.side);
+  const Tensor on = at_column(kViewJitter).lt(c.jitter);
   const auto factor = [&](ViewDraw draw, double range) { return at::where(on, 1.0 + range * (2.0 * at_column(draw) - 1.0), 1.0); };
-  const Tensor sigma = at::where(at_column(kBlur).lt(recipe.blur), 0.1 + (c.max_sigma - 0.1) * at_column(kSigma), 0.0);
-  return blur_images(jitter_images(crop, factor(kBrightness, c.brightness), factor(kContrast, c.contrast)), sigma);
+  const Tensor sigma = at::where(at_column(kViewBlur).lt(recipe.blur), 0.1 + (c.max_sigma - 0.1) * at_column(kViewSigma), 0.0);
+  return blur_images(jitter_images(crop, factor(kViewBrightness, c.brightness), factor(kViewContrast, c.contrast)), sigma);
 }
 
 }  // namespace
@@ -76,9 +76,9 @@ Tensor resize_boxes(const Tensor& images, const Tensor& boxes, const Tensor& fli
 }
 
 Tensor jitter_images(const Tensor& images, const Tensor& brightness, const Tensor& contrast) {
-  const Tensor bright = (images * per_image(brightness)).clamp(0, 1);
+  const Tensor bright = (images * view_factor(brightness)).clamp(0, 1);
   const Tensor mean = bright.mean({1, 2, 3}, /*keepdim=*/true);
-  return (mean + (bright - mean) * per_image(contrast)).clamp(0, 1);
+  return (mean + (bright - mean) * view_factor(contrast)).clamp(0, 1);
 }
 
 Tensor blur_images(const Tensor& images, const Tensor& sigma) {
@@ -91,11 +91,11 @@ Tensor blur_images(const Tensor& images, const Tensor& sigma) {
   const Tensor wide = at::replication_pad2d(images, {kRadius, kRadius, kRadius, kRadius});
   Tensor rows, out;
   for (int64_t k = 0; k <= 2 * kRadius; ++k) {
-    const Tensor part = wide.narrow(3, k, W) * per_image(kernel.select(1, k));
+    const Tensor part = wide.narrow(3, k, W) * view_factor(kernel.select(1, k));
     rows = rows.defined() ? rows + part : part;
   }
   for (int64_t k = 0; k <= 2 * kRadius; ++k) {
-    const Tensor part = rows.narrow(2, k, H) * per_image(kernel.select(1, k));
+    const Tensor part = rows.narrow(2, k, H) * view_factor(kernel.select(1, k));
     out = out.defined() ? out + part : part;
   }
   return out;

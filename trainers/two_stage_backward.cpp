@@ -54,7 +54,8 @@ void describe(config::Visitor& v, LatentCropConfig& c) {
 LatentWindows latent_windows(const LatentCropConfig& c, const Tensor& ids, int64_t height, int64_t width, const CropKey& key) {
   if (c.size < 1 || c.halo < 0) fail<ConfigError>("discriminator crop: size {} must be at least 1 and halo {} at least 0", c.size, c.halo);
   if (c.size > height || c.size > width)
-    fail<ConfigError>("discriminator crop of {} x {} latents is larger than the image of {} x {}; set its size to at most {}, or 0 for all of it",
+    fail<ConfigError>("discriminator crop of {} x {} latents is larger than the image of {} x {}; set its size to at most {}, or 0 for "
+                      "all of it",
                       c.size, c.size, height, width, std::min(height, width));
   const Tensor rows = ids.to(at::kCPU, at::kLong);
   const Tensor u = uniform_by_id(rows, at::full_like(rows, kWindowColumn), 2, key.seed, Stream::augment, key.step);  // [B, 2]

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "src/config/reader.h"
+#include "src/config/config.h"
 #include "src/diffusion/consistency.h"
 #include "src/diffusion/distribution_matching.h"
 #include "src/tensor/ops.h"

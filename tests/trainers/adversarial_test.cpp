@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 
 #include "src/base/error.h"
+#include "src/models/conv_encoder.h"
+#include "src/models/feature_discriminator.h"
 #include "src/nn/gradients.h"
 #include "src/nn/layers.h"
 #include "src/tensor/modes.h"
@@ -204,10 +206,36 @@ TEST(TwoStageBackward, GradientsOfOneGraphWithLessMemory) {
       return nn::gradients(injected_gradient(gan.student(x), gradient), gan.weights(), false);
     });
     EXPECT_LT(relative_gap(expected, got), 1e-5) << part;
-    EXPECT_LT(static_cast<double>(peak), 0.8 * static_cast<double>(one_graph)) << part;
+    EXPECT_LT(static_cast<double>(peak), 0.85 * static_cast<double>(one_graph)) << part;
     std::printf("decode_part %ld: largest relative difference %.2e, peak %.2f MB against %.2f MB in one graph\n", part,
                 relative_gap(expected, got), static_cast<double>(peak) / 1e6, static_cast<double>(one_graph) / 1e6);
   }
+}
+
+// The parts together: augmentation, taps of a frozen encoder, spectral heads (eval mode: the generator's turn moves no u).
+TEST(TwoStageBackward, AFeatureDiscriminatorGivesTheSameGradientInParts) {
+  models::ConvEncoderConfig e;
+  e.in_channels = 3;
+  models::ConvEncoder encoder{e};
+  encoder.initialise(1);
+  const models::FeatureTapOptions taps{.blocks = {1, 2}};
+  models::FeatureDiscriminatorConfig c;
+  c.channels = models::tap_channels(encoder, taps), c.virtual_batch = 3;
+  models::FeatureDiscriminator critic(c);
+  critic.initialise(2);
+  const nn::EvalMode eval(critic);
+  nn::Conv2d decoder(2, 3);
+  decoder.initialise(3);
+  const Tensor z = gan_noise({4, 2, 16, 16}, 1, at::kFloat), ids = sample_ids({3, 1, 4, 15});
+  const auto decode = [&](const Tensor& latents) { return at::tanh(decoder(at::upsample_nearest2d(latents, {32, 32}))); };
+  const auto loss = [&](const Tensor& images) {
+    const Tensor seen = augment(images, {}, ids, {.seed = 1, .step = 2, .branch = 1});
+    return generator_loss(AdversarialLoss::hinge, critic(models::feature_taps(encoder, seen, taps), {}, ids)).sum();
+  };
+  const Tensor leaf = z.clone().requires_grad_(true);
+  const Tensor expected = nn::gradients(loss(decode(leaf)), {leaf}, false).front();
+  EXPECT_GT(expected.abs().max().item<double>(), 0.0);
+  for (int64_t part : {0, 1}) EXPECT_LT(relative_gap({expected}, {pixel_gradient(z, ids, decode, loss, {.decode_part = part}).gradient}), 1e-5);
 }
 
 TEST(TwoStageBackward, APseudoTargetGivesTheSameGradient) {
@@ -237,6 +265,9 @@ TEST(TwoStageBackward, CroppedGradientIsThatOfTheWindow) {
     EXPECT_LT(relative_gap({expected}, {got.gradient}), 1e-10) << part;
     EXPECT_LT(gan_gap(got.images, take_pixel_windows(decode(z), windows, 4)), 1e-12);
   }
+  TwoStageOptions bare = options;  // without halo the decoder sees zeros beside the window
+  bare.crop.halo = 0;
+  EXPECT_GT(relative_gap({expected}, {pixel_gradient(z, ids, decode, loss, bare).gradient}), 1e-3);
 }
 
 TEST(TwoStageBackward, WindowsFollowTheIdAndStayInside) {
