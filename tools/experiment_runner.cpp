@@ -381,8 +381,10 @@ Outcome run_experiment(const ExperimentConfig& c, const RunOptions& options) {
         if (fs::exists(job.folder / "report.html") && job.command == "eval") {
           outcome.reports.push_back(job.folder / "report.html");
           if (job.name == c.report && one.status == Status::done &&
-              (job.folder / "report.html") != plan.out / "report.html")
+              (job.folder / "report.html") != plan.out / "report.html") {
+            make_directories(plan.out);  // its jobs may all have folders elsewhere
             write_text_atomic(plan.out / "report.html", read_text(job.folder / "report.html"));
+          }
         }
     outcome.rows.push_back(std::move(one));
   }

@@ -98,7 +98,7 @@ class VaeSpace : public LatentSpace {
  private:
   Tensor scaled(const Tensor& mean, const Tensor& std, const LatentDraw& draw) const {
     if (!draw.ids.defined() || !std.defined()) return vae_->scale(mean);
-    const Tensor noise = normal_by_id(draw.ids, mean.sizes().slice(1), draw.seed, Stream::augment, draw.step);
+    const Tensor noise = normal_by_id(draw.ids, mean.sizes().slice(1), draw.seed, Stream::posterior, draw.step);
     return vae_->scale(mean + std * noise.to(mean.options()));
   }
   std::unique_ptr<models::AutoencoderKL> vae_;

@@ -20,7 +20,7 @@
 
 namespace fewstep::pipelines {
 
-// Keys of the posterior's noise: (seed, Stream::augment, step, id). Undefined ids: the posterior's mode.
+// Keys of the posterior's noise: (seed, Stream::posterior, step, id). Undefined ids: the posterior's mode.
 struct LatentDraw {
   Tensor ids = {};  // int64 [B]
   uint64_t seed = 0;

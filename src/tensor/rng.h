@@ -9,7 +9,10 @@
 namespace fewstep {
 
 // Adding a draw to one stream does not shift another. Append only: the numbers are part of every result.
-enum class Stream : uint64_t { data = 1, init, noise, timestep, dropout, augment, sampling, eval, codebook, mix };
+// posterior: draws from an autoencoder's posterior. rung, rollout, score, critic, discriminator: of a distillation step.
+enum class Stream : uint64_t {
+  data = 1, init, noise, timestep, dropout, augment, sampling, eval, codebook, mix, posterior, rung, rollout, score, critic, discriminator
+};
 
 uint64_t stream_key(uint64_t seed, Stream stream, int64_t step, int64_t id = 0);
 at::Generator generator_for(uint64_t seed, Stream stream, int64_t step, int64_t id = 0);  // CPU generator

@@ -80,7 +80,7 @@ TEST(VaeSpace, CachedPosteriorsGiveWhatEncodingGives) {
   const double factor = 0.13025;
   const Tensor mean = space->encode(x) / factor;
   // The deviation from two draws of one noise: z = (mean + std n) factor.
-  const Tensor noise = normal_by_id(ids, {4, 8, 8}, 2, Stream::augment, 5);
+  const Tensor noise = normal_by_id(ids, {4, 8, 8}, 2, Stream::posterior, 5);
   const Tensor std = (space->encode(x, {.ids = ids, .seed = 2, .step = 5}) / factor - mean) / noise;
   const Tensor other = space->from_posterior(mean, std, {.ids = ids, .seed = 2, .step = 6});
   EXPECT_TRUE(at::allclose(other, space->encode(x, {.ids = ids, .seed = 2, .step = 6}), 1e-3, 1e-4));
