@@ -75,7 +75,7 @@ std::vector<CocoImage> read_karpathy_captions(const fs::path& path, const std::s
       if (seen.find(own) == std::string::npos) seen += (seen.empty() ? "" : ", ") + own;
       continue;
     }
-    const fs::path folder = image.value("filepath", "");
+    const fs::path folder = image.contains("filepath") ? member<std::string>(image, "filepath", place) : std::string();
     CocoImage& out = images.emplace_back();
     out.id = member<int64_t>(image, image.contains("cocoid") ? "cocoid" : "imgid", place);
     out.file_name = (folder / member<std::string>(image, "filename", place)).string();

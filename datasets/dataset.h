@@ -17,6 +17,8 @@
 
 namespace fewstep {
 
+inline constexpr double kNoScore = -1;  // a model's setting says what stands for it
+
 struct Sample {
   int64_t id = 0;                                 // stable over runs: errors, logs and random streams name it
   Tensor image;                                   // uint8 [C, H, W]
@@ -25,7 +27,7 @@ struct Sample {
   std::map<std::string, std::string> attributes = {};  // e.g. {"tone": "dark", "height": "long"}; what captions may name
   // How `image` was framed. Left at zero by data sets that do not resize: collate then takes the image's own size.
   MicroConditioning micro = {};
-  double aesthetic = 6.0;  // score of the image where the data has one; the constant SDXL's refiner is asked for
+  double aesthetic = kNoScore;  // score of the image, from 0 on, where the data has one
   // Cached instead of computed, undefined otherwise. With latents `image` may be undefined.
   Tensor latent_mean = {}, latent_std = {};  // float32 [C, h, w]: the autoencoder's posterior, not scaled
   Tensor context = {}, pooled = {};          // float32 [L, D], [P]: text embeddings of `caption`
@@ -67,6 +69,7 @@ int64_t choose_caption(int64_t count, uint64_t seed, int64_t epoch, int64_t id);
 // Which part of a data set: every kind offers the same names, `heldout` is cut from the end of train.
 enum class Split { train, heldout, test };
 std::string_view name_of(Split split);
+std::span<const config::Choice> split_choices();  // for v.field(..., split_choices())
 
 struct DatasetConfig {
   virtual ~DatasetConfig() = default;
@@ -87,7 +90,7 @@ struct Batch {
   std::vector<std::string> captions = {};  // B of them
   Tensor epochs = {};                      // int64 [B]: of the sample's own bucket; 0 outside a loader
   Tensor micro = {};                       // float32 [B, 6]: h_orig, w_orig, c_top, c_left, h_tgt, w_tgt
-  Tensor aesthetic = {};                   // float32 [B]
+  Tensor aesthetic = {};                   // float32 [B]; kNoScore where there is none
   Tensor latent_mean = {}, latent_std = {};  // float32 [B, C, h, w], or undefined
   Tensor context = {}, pooled = {};          // float32 [B, L, D], [B, P], or undefined
   int64_t size() const;

@@ -43,10 +43,13 @@ std::string shape_text(const Tensor& x) { return fmt::format("{}", fmt::join(x.s
 
 std::span<const DatasetKind> dataset_kinds() { return kKinds; }
 
-std::string_view name_of(Split split) {
-  constexpr std::string_view kNames[] = {"train", "heldout", "test"};
-  return kNames[static_cast<size_t>(split)];
+std::span<const config::Choice> split_choices() {
+  static constexpr config::Choice kSplits[] = {{"train", static_cast<int>(Split::train)},
+                                               {"heldout", static_cast<int>(Split::heldout)},
+                                               {"test", static_cast<int>(Split::test)}};
+  return kSplits;
 }
+std::string_view name_of(Split split) { return split_choices()[static_cast<size_t>(split)].name; }
 
 int64_t choose_caption(int64_t count, uint64_t seed, int64_t epoch, int64_t id) {
   FEW_CHECK(count > 0, "sample {} has no captions to choose from", id);

@@ -136,9 +136,8 @@ class FashionMnistImpl final : public FashionMnist {
     return {fashion_class_names().begin(), fashion_class_names().end()};
   }
   std::string description() const override {
-    constexpr std::array<std::string_view, 3> kSplitText = {"train", "heldout", "test"};
     std::string text = fmt::format("Fashion-MNIST {}: {} photographs, {} x {} grey",
-                                   kSplitText[static_cast<size_t>(split_)], size(), config_.image_size, config_.image_size);
+                                   name_of(split_), size(), config_.image_size, config_.image_size);
     if (removed_ > 0) text += fmt::format(" ({} of the held-out class-attribute pairs removed)", removed_);
     return text;
   }

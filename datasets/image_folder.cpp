@@ -15,11 +15,10 @@ namespace {
 namespace fs = std::filesystem;
 struct FolderRow {
   std::vector<std::string> captions;
-  double aesthetic = ImageEntry().aesthetic;
+  double aesthetic = kNoScore;
   int64_t label = -1;
 };
 using FolderRows = std::map<std::string, FolderRow>;  // by file name, as written
-constexpr std::string_view kSplitNames[] = {"train", "heldout", "test"};
 
 // Sorted paths relative to `folder`: the order of a directory is not the same on every machine.
 std::vector<fs::path> list_images(const fs::path& folder) {
@@ -50,7 +49,8 @@ FolderRow row_of_metadata(const Json& row, const std::string& place) {
   if (!row.contains(key)) fail<DataError>("{}: neither \"text\" nor \"caption\"", place);
   FolderRow out{.captions = captions_of(row[key], place)};
   if (row.contains("aesthetic")) {
-    if (!row["aesthetic"].is_number()) fail<DataError>("{}: \"aesthetic\" is {}, not a number", place, row["aesthetic"].dump());
+    if (!row["aesthetic"].is_number() || row["aesthetic"].get<double>() < 0)
+      fail<DataError>("{}: \"aesthetic\" is {}, not a number from 0 on", place, row["aesthetic"].dump());
     out.aesthetic = row["aesthetic"].get<double>();
   }
   if (row.contains("label")) {
@@ -119,14 +119,15 @@ void ImageFolderConfig::describe(config::Visitor& v) {
 
 std::unique_ptr<Dataset> ImageFolderConfig::build(Split split) const {
   const auto has_folder = [&](std::string_view name) { return fs::is_directory(fs::path(folder) / name); };
-  const bool split_folders = std::any_of(std::begin(kSplitNames), std::end(kSplitNames), has_folder);
-  const std::string_view name = kSplitNames[static_cast<size_t>(split)];
+  const auto splits = split_choices();
+  const bool split_folders = std::any_of(splits.begin(), splits.end(), [&](const auto& choice) { return has_folder(choice.name); });
+  const std::string_view name = name_of(split), first = name_of(Split::train);
   if (split_folders && !has_folder(name)) fail<DataError>("{} has split folders, but no '{}'", folder, name);
   const fs::path root = split_folders ? fs::path(folder) / name : fs::path(folder);
 
   const FolderRows metadata = read_metadata(root);
   std::vector<std::string> classes;
-  if (class_folders) classes = list_class_folders(has_folder(kSplitNames[0]) ? fs::path(folder) / kSplitNames[0] : root);
+  if (class_folders) classes = list_class_folders(has_folder(first) ? fs::path(folder) / first : root);
   std::vector<ImageEntry> entries;
   for (const fs::path& file : list_images(root)) {
     ImageEntry entry{static_cast<int64_t>(entries.size()), root / file, file.string(), {}};

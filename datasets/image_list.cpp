@@ -94,8 +94,9 @@ class ImageList final : public Dataset {
       const auto bytes = fs::file_size(entry.path, error);
       add(fmt::format("{} {} {}", entry.id, entry.name, error ? 0 : bytes));
       for (const std::string& caption : entry.captions) add(caption);
-      if (entry.label >= 0 || entry.aesthetic != ImageEntry().aesthetic)
-        add(fmt::format("label {} aesthetic {}", entry.label, entry.aesthetic));
+      // A sample without a score has always been written as one of "6".
+      const std::string score = entry.aesthetic == kNoScore ? "6" : entry.aesthetic == 6 ? "6.0" : fmt::format("{}", entry.aesthetic);
+      if (entry.label >= 0 || entry.aesthetic != kNoScore) add(fmt::format("label {} aesthetic {}", entry.label, score));
     }
     return hash.hex();
   }

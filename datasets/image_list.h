@@ -30,7 +30,7 @@ struct ImageEntry {
   std::filesystem::path path;
   std::string name;                   // relative, as listed
   std::vector<std::string> captions;  // empty only where captions are not required
-  double aesthetic = 6.0;             // score, where the data has one
+  double aesthetic = kNoScore;        // score, where the data has one
   int64_t label = -1;                 // class, where the data has classes
 };
 

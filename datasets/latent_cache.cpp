@@ -1,10 +1,10 @@
 #include "datasets/latent_cache.h"
 
 #include <algorithm>
-#include <array>
 #include <nlohmann/json.hpp>
 
 #include "datasets/latent_cache_format.h"
+#include "datasets/stored_samples.h"
 #include "src/base/error.h"
 #include "src/base/hash.h"
 #include "src/base/json.h"
@@ -16,12 +16,6 @@ namespace fewstep {
 namespace {
 
 namespace fs = std::filesystem;
-
-Json cache_json(const std::string& text, const std::string& place) {
-  Json json = Json::parse(text, nullptr, false);
-  if (json.is_discarded()) fail<DataError>("{}: not JSON: '{}'", place, text);
-  return json;
-}
 
 std::vector<int64_t> cache_numbers(const io::H5File& file, const std::string& name) {
   const Tensor t = file.read(name);
@@ -53,7 +47,7 @@ class LatentCacheImpl final : public LatentCache {
     if (!has_cache_format(file_))
       fail<DataError>("{}: not a latent cache ('format' is not '{}'; fewstep data cache makes one)", place,
                       kLatentCacheFormat);
-    facts_ = CacheFacts::from_json(cache_json(file_.attribute_string("facts"), place + ": facts"), place + ": facts");
+    facts_ = CacheFacts::from_json(stored_json(file_.attribute_string("facts"), place + ": facts"), place + ": facts");
     if (const std::string key = file_.attribute_string("key"); facts_.key() != key)
       fail<DataError>("{}: its key is {}, but that of its facts is {}: the file was changed; make it anew with `{}`",
                       place, first_16(key), first_16(facts_.key()), facts_.command(path));
@@ -72,16 +66,11 @@ class LatentCacheImpl final : public LatentCache {
     const int64_t row = row_[i] * facts_.variants + variant_of(sample.id, seed, epoch);
     sample.latent_mean = record(bucket, bucket.mean, "mean", row);
     sample.latent_std = record(bucket, bucket.std, "std", row);
-    const int64_t* numbers = bucket.micro.const_data_ptr<int64_t>() + row * kCacheMicroColumns;
-    std::array<int64_t, kMicroNumbers> six{};
-    std::copy_n(numbers, kMicroNumbers, six.begin());
-    sample.micro = micro_of_numbers(six, numbers[kMicroNumbers] != 0);
+    sample.micro = stored_micro(bucket.micro.const_data_ptr<int64_t>() + row * kMicroColumns);
     sample.label = labels_[i];
     sample.aesthetic = aesthetic_[i];
-    if (!attributes_.empty() && !attributes_[i].empty()) {
-      const Json words = cache_json(attributes_[i], path_.string());
-      for (const auto& [name, word] : words.items()) sample.attributes[name] = word.get<std::string>();
-    }
+    if (!attributes_.empty())
+      sample.attributes = stored_attributes(attributes_[i], fmt::format("{}: attributes of sample {}", path_.string(), i));
     if (const int64_t count = captions_of_[i + 1] - captions_of_[i]; count > 0) {
       const int64_t caption =
           caption_ids_[static_cast<size_t>(captions_of_[i] + choose_caption(count, seed, epoch, sample.id))];
@@ -163,13 +152,16 @@ class LatentCacheImpl final : public LatentCache {
         (!attributes_.empty() && attributes_.size() != n))
       fail<DataError>("{}: the tables of its samples have different lengths", path_.string());
     if (file_.has_attribute("class_names"))
-      for (const Json& name : cache_json(file_.attribute_string("class_names"), path_.string() + ": class_names"))
-        class_names_.push_back(name.get<std::string>());
+      class_names_ = stored_names(file_.attribute_string("class_names"), path_.string() + ": class_names");
   }
 
   void read_buckets(bool in_memory) {
-    for (const Json& size : cache_json(file_.attribute_string("buckets"), path_.string() + ": buckets"))
-      buckets_.push_back({.size = {size.at(0).get<int64_t>(), size.at(1).get<int64_t>()}});
+    const std::string place = path_.string() + ": buckets";
+    for (const Json& size : stored_json(file_.attribute_string("buckets"), place)) {
+      if (!size.is_array() || size.size() != 2 || !size[0].is_number_integer() || !size[1].is_number_integer())
+        fail<DataError>("{}: expected [height, width], found {}", place, size.dump());
+      buckets_.push_back({.size = {size[0].get<int64_t>(), size[1].get<int64_t>()}});
+    }
     for (CachedBucket& bucket : buckets_) {
       if (!file_.contains("bucket_" + bucket_text(bucket.size))) continue;  // no image went there
       const std::string mean = cache_dataset(bucket.size, "mean"), std = cache_dataset(bucket.size, "std");
@@ -177,7 +169,7 @@ class LatentCacheImpl final : public LatentCache {
       bucket.micro = file_.read(cache_dataset(bucket.size, "micro"));
       bucket.rows = shape.at(0);
       if (shape.size() != 4 || file_.shape(std) != shape || bucket.micro.dim() != 2 ||
-          bucket.micro.size(0) != shape[0] || bucket.micro.size(1) != kCacheMicroColumns ||
+          bucket.micro.size(0) != shape[0] || bucket.micro.size(1) != kMicroColumns ||
           bucket.micro.scalar_type() != at::kLong)
         fail<DataError>("{}: mean, std and micro of bucket {} do not belong together", path_.string(),
                         bucket_text(bucket.size));
@@ -283,14 +275,9 @@ void LatentCacheConfig::describe(config::Visitor& v) {
 }
 
 std::unique_ptr<Dataset> LatentCacheConfig::build(Split split) const {
-  const std::string& path = split == Split::train ? train : split == Split::heldout ? heldout : test;
-  const std::string_view name = name_of(split);
-  if (path.empty())
-    fail<ConfigError>(
-        "data.{} is not set: the {} split is asked for (make its file with `fewstep data cache --split {}`)", name,
-        name, name);
+  const std::string& path = file_of_split(*this, split, "fewstep data cache");
   auto cache = std::make_unique<LatentCacheImpl>(path, in_memory, small_buckets);
-  if (source) check_source(*cache, *source->build(split), name);
+  if (source) check_source(*cache, *source->build(split), name_of(split));
   return cache;
 }
 

@@ -7,7 +7,7 @@
 //   bucket_HxW/mean, bucket_HxW/std  float16 | float32 [n_b K, C, h, w]   raw latents, not scaled; row = row[i] K +
 //   variant bucket_HxW/micro                 int64 [n_b K, 7]   h_orig, w_orig, c_top, c_left, h_tgt, w_tgt, flipped
 //   ids, labels, bucket, row         int64 [N]          in the source's order; bucket: index into `buckets`
-//   aesthetic                        float64 [N]
+//   aesthetic                        float64 [N]        -1: no score
 //   attributes                       text [N]           a JSON object each, where the source names attributes
 //   captions                         text [M]           distinct; captions_of int64 [N + 1], caption_ids int64 [...]
 //   context, pooled                  float16 [M + 1, L, D], [M + 1, P]   row 0: the empty prompt; where texts were
@@ -71,8 +71,7 @@ class LatentCache : public Dataset {
 // SHA-256 over names and contents of the files of folders, in order; where a folder lies does not matter. DataError: no
 // files. A component that was copied or linked into another model keeps its identity.
 std::string folders_identity(std::span<const std::filesystem::path> folders);
-std::filesystem::path vae_folder(const std::filesystem::path& folder);  // its vae/, or itself: where config.json is
-std::string vae_identity(const std::filesystem::path& folder);          // of vae_folder(folder)
+std::string vae_identity(const std::filesystem::path& folder);  // of its vae/, or of itself: where config.json is
 std::string text_encoder_identity(const std::filesystem::path& model_folder);  // text_encoder*, tokenizer*
 
 bool is_latent_cache(const std::filesystem::path& path);  // by its `format`; false for other HDF5 files

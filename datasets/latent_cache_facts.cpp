@@ -7,6 +7,7 @@
 #include "src/base/error.h"
 #include "src/base/hash.h"
 #include "src/base/json.h"
+#include "src/models/json_fields.h"
 
 namespace fewstep {
 namespace {
@@ -22,21 +23,19 @@ Json CacheFacts::to_json() const {
 }
 
 CacheFacts CacheFacts::from_json(const Json& json, std::string_view where) {
+  const models::JsonDataFields fields(json, where);
   CacheFacts f;
-  try {
-    f.version = json.at("version").get<int64_t>();
-    f.source = json.at("source").get<std::string>();
-    f.source_fingerprint = json.at("source_fingerprint").get<std::string>();
-    f.split = json.at("split").get<std::string>();
-    f.framing = json.at("framing");
-    f.vae = json.at("vae").get<std::string>(), f.vae_name = json.at("vae_name").get<std::string>();
-    f.text = json.at("text").get<std::string>(), f.text_name = json.at("text_name").get<std::string>();
-    f.variants = json.at("variants").get<int64_t>(), f.seed = json.at("seed").get<int64_t>();
-    f.smallest_bucket = json.at("smallest_bucket").get<int64_t>();
-    f.dtype = json.at("dtype").get<std::string>();
-  } catch (const Json::exception& e) {
-    fail<DataError>("{}: {}", where, e.what());
-  }
+  f.version = fields.at<int64_t>("version");
+  f.source = fields.at<std::string>("source");
+  f.source_fingerprint = fields.at<std::string>("source_fingerprint");
+  f.split = fields.at<std::string>("split");
+  if (!json.contains("framing")) fail<DataError>("{}: framing is missing", where);
+  f.framing = json.at("framing");
+  f.vae = fields.at<std::string>("vae"), f.vae_name = fields.at<std::string>("vae_name");
+  f.text = fields.at<std::string>("text"), f.text_name = fields.at<std::string>("text_name");
+  f.variants = fields.at<int64_t>("variants"), f.seed = fields.at<int64_t>("seed");
+  f.smallest_bucket = fields.at<int64_t>("smallest_bucket");
+  f.dtype = fields.at<std::string>("dtype");
   if (f.version != CacheFacts().version)
     fail<DataError>("{}: version {} of the format, this program reads {}", where, f.version, CacheFacts().version);
   if (f.variants < 1) fail<DataError>("{}: {} variants", where, f.variants);
@@ -81,13 +80,11 @@ std::string folders_identity(std::span<const fs::path> folders) {
   return hash.hex();
 }
 
-fs::path vae_folder(const fs::path& folder) {
+std::string vae_identity(const fs::path& folder) {
   for (const fs::path& candidate : {folder / "vae", folder})
-    if (fs::exists(candidate / "config.json")) return candidate;
+    if (fs::exists(candidate / "config.json")) return folders_identity(std::array{candidate});
   fail<DataError>("{}: neither vae/config.json nor config.json is in it", folder.string());
 }
-
-std::string vae_identity(const fs::path& folder) { return folders_identity(std::array{vae_folder(folder)}); }
 
 std::string text_encoder_identity(const fs::path& model_folder) {
   std::vector<fs::path> parts;

@@ -1,16 +1,13 @@
 // Names inside a latent cache, shared by its writer and its reader.
 #pragma once
-#include <cstdint>
 #include <string>
 #include <string_view>
 
 #include "datasets/buckets.h"
-#include "datasets/micro_conditioning.h"
 
 namespace fewstep {
 
 inline constexpr std::string_view kLatentCacheFormat = "fewstep latent cache 1";
-inline constexpr int64_t kCacheMicroColumns = kMicroNumbers + 1;  // the six numbers, flipped
 inline std::string cache_dataset(BucketSize size, std::string_view name) {
   return "bucket_" + bucket_text(size) + "/" + std::string(name);
 }

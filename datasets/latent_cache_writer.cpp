@@ -13,6 +13,7 @@
 #include "datasets/bucket_sampler.h"
 #include "datasets/latent_cache.h"
 #include "datasets/latent_cache_format.h"
+#include "datasets/stored_samples.h"
 #include "src/base/error.h"
 #include "src/io/hdf5.h"
 #include "src/tensor/ops.h"
@@ -232,12 +233,11 @@ class CacheWriter {
     if (job.first == 0) create_bucket(size, mean);
     file_.append(cache_dataset(size, "mean"), mean);
     file_.append(cache_dataset(size, "std"), std);
-    Tensor micro = at::empty({job.size, kCacheMicroColumns}, at::kLong);
+    Tensor micro = at::empty({job.size, kMicroColumns}, at::kLong);
     int64_t* to = micro.mutable_data_ptr<int64_t>();
     for (int64_t i = 0; i < job.size; ++i) {
       const Sample& sample = result.samples[static_cast<size_t>(i)];
-      for (int64_t number : micro_numbers(sample.micro)) *to++ = number;
-      *to++ = sample.micro.flipped ? 1 : 0;
+      to = store_micro(sample.micro, to);
       if ((job.first + i) % options_.variants == 0) note(job, (job.first + i) / options_.variants, sample);
     }
     file_.append(cache_dataset(size, "micro"), micro);
@@ -252,7 +252,7 @@ class CacheWriter {
     const int64_t chunk = std::max<int64_t>(1, (16 << 10) / bytes);
     for (const char* name : {"mean", "std"})
       file_.create_dataset(cache_dataset(size, name), mean.scalar_type(), {.row = row, .chunk_rows = chunk});
-    file_.create_dataset(cache_dataset(size, "micro"), at::kLong, {.row = {kCacheMicroColumns}});
+    file_.create_dataset(cache_dataset(size, "micro"), at::kLong, {.row = {kMicroColumns}});
   }
 
   // What all variants of a sample share.
@@ -261,9 +261,7 @@ class CacheWriter {
     ids_[at] = sample.id;
     labels_[at] = sample.label;
     aesthetic_[at] = sample.aesthetic;
-    Json words = Json::object();
-    for (const auto& [name, word] : sample.attributes) words[name] = word;
-    attributes_[at] = words.empty() ? "" : words.dump();
+    attributes_[at] = sample.attributes.empty() ? "" : attributes_text(sample);
   }
 
   void write_tables() {

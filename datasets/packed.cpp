@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "datasets/framing.h"
+#include "datasets/stored_samples.h"
 #include "src/base/error.h"
 #include "src/base/files.h"
 #include "src/base/hash.h"
@@ -15,15 +16,6 @@
 
 namespace fewstep {
 namespace {
-
-Json parse_or_fail(const std::string& text, const std::string& place) {
-  Json json = Json::parse(text, nullptr, false);
-  if (json.is_discarded()) fail<DataError>("{}: not JSON: '{}'", place, text);
-  return json;
-}
-
-constexpr int64_t kMicroColumns = kMicroNumbers + 1;  // and `flipped`
-constexpr const char* kSplitOfFile[] = {"train", "heldout", "test"};
 
 class Packed final : public Dataset {
  public:
@@ -36,10 +28,8 @@ class Packed final : public Dataset {
     if (file.contains("attributes")) attributes_ = file.read_strings("attributes");
     if (!attributes_.empty() && static_cast<int64_t>(attributes_.size()) != images_.size())
       fail<DataError>("{}: {} rows of attributes for {} images", path_, attributes_.size(), images_.size());
-    if (file.has_attribute("class_names")) {
-      const Json names = parse_or_fail(file.attribute_string("class_names"), path_ + ": class_names");
-      for (const Json& name : names) class_names_.push_back(name.is_string() ? name.get<std::string>() : name.dump());
-    }
+    if (file.has_attribute("class_names"))
+      class_names_ = stored_names(file.attribute_string("class_names"), path_ + ": class_names");
     config_.targets.framing.upscale = true;  // answered by assign_targets
     if (config.targets.needs_sizes()) find_targets();
   }
@@ -68,13 +58,9 @@ class Packed final : public Dataset {
       sample.caption =
           all[static_cast<size_t>(choose_caption(static_cast<int64_t>(all.size()), seed, epoch, sample.id))];
     sample.label = images_.label(row);
-    if (!attributes_.empty()) {
-      const std::string place = fmt::format("{}: attributes of row {}", path_, row);
-      const Json words = parse_or_fail(attributes_[static_cast<size_t>(row)], place);
-      if (!words.is_object()) fail<DataError>("{}: not an object: '{}'", place, words.dump());
-      for (const auto& [name, word] : words.items())
-        sample.attributes[name] = word.is_string() ? word.get<std::string>() : word.dump();
-    }
+    if (!attributes_.empty())
+      sample.attributes =
+          stored_attributes(attributes_[static_cast<size_t>(row)], fmt::format("{}: attributes of row {}", path_, row));
     return sample;
   }
   std::vector<std::string> captions(int64_t index) const override { return images_.captions(row_of(index)); }
@@ -162,14 +148,11 @@ class Packed final : public Dataset {
     }
     const Tensor image = images_.image(row, wanted);
     const Frame frame = choose_frame(image.size(1), image.size(2), target_of(bucket, image.size(1), image.size(2)), framing, key);
-    return {apply_frame(image, frame), micro_.defined() ? framed_again(stored_micro(row), frame) : frame.micro};
+    return {apply_frame(image, frame), micro_.defined() ? framed_again(micro_of_row(row), frame) : frame.micro};
   }
 
-  MicroConditioning stored_micro(int64_t row) const {
-    const int64_t* from = micro_.const_data_ptr<int64_t>() + row * kMicroColumns;
-    std::array<int64_t, kMicroNumbers> numbers{};
-    std::copy_n(from, kMicroNumbers, numbers.begin());
-    const MicroConditioning m = micro_of_numbers(numbers, from[kMicroNumbers] != 0);
+  MicroConditioning micro_of_row(int64_t row) const {
+    const MicroConditioning m = stored_micro(micro_.const_data_ptr<int64_t>() + row * kMicroColumns);
     if (m.original_height < 1 || m.original_width < 1 || m.target_height < 1 || m.target_width < 1)
       fail<DataError>("{}: 'micro' of row {} holds no size: {}", path_, row, micro_text(m));
     return m;
@@ -183,7 +166,7 @@ class Packed final : public Dataset {
   std::string path_;
   Tensor ids_;        // int64 [N]; undefined: the row is the id
   Tensor micro_;      // int64 [N, 7]; undefined: the pictures were not framed when they were packed
-  Tensor aesthetic_;  // float64 [N]; undefined: the default
+  Tensor aesthetic_;  // float64 [N]; undefined: none has a score
   Targets targets_;   // sizes empty: every row is kept
   std::vector<std::string> attributes_, class_names_;
 };
@@ -200,13 +183,7 @@ void PackedConfig::describe(config::Visitor& v) {
 }
 
 std::unique_ptr<Dataset> PackedConfig::build(Split split) const {
-  const std::string& path = split == Split::train ? train : split == Split::heldout ? heldout : test;
-  if (path.empty()) {
-    const char* name = kSplitOfFile[static_cast<size_t>(split)];
-    fail<ConfigError>(
-        "data.{} is not set: the {} split is asked for (make its file with `fewstep data pack --split {}`)", name, name,
-        name);
-  }
+  const std::string& path = file_of_split(*this, split, "fewstep data pack");
   return readable_samples(std::make_unique<Packed>(path, *this), targets.readable);
 }
 
@@ -228,19 +205,15 @@ struct PackedRows {
   void set(int64_t i, const Sample& sample) {
     ids.mutable_data_ptr<int64_t>()[i] = sample.id;
     aesthetic.mutable_data_ptr<double>()[i] = sample.aesthetic;
-    any_aesthetic = any_aesthetic || sample.aesthetic != Sample().aesthetic;
+    any_aesthetic = any_aesthetic || sample.aesthetic != kNoScore;
     const MicroConditioning whole = whole_image(sample.image.size(1), sample.image.size(2));
     const MicroConditioning& m = sample.micro.target_height > 0 ? sample.micro : whole;
     any_micro = any_micro || m != whole;
-    const auto numbers = micro_numbers(m);
-    int64_t* row = micro.mutable_data_ptr<int64_t>() + i * kMicroColumns;
-    *std::copy(numbers.begin(), numbers.end(), row) = m.flipped;
+    store_micro(m, micro.mutable_data_ptr<int64_t>() + i * kMicroColumns);
     sizes.mutable_data_ptr<int64_t>()[2 * i] = m.original_height;
     sizes.mutable_data_ptr<int64_t>()[2 * i + 1] = m.original_width;
-    Json words = Json::object();
-    for (const auto& [name, word] : sample.attributes) words[name] = word;
-    any_attributes = any_attributes || !words.empty();
-    attributes.push_back(words.dump());
+    any_attributes = any_attributes || !sample.attributes.empty();
+    attributes.push_back(attributes_text(sample));
   }
   void write(io::H5File& file, bool encoded) const {
     file.write("ids", ids);

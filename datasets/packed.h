@@ -3,7 +3,7 @@
 //   ids         int64 [N]    of the source: random streams stay the same
 //   attributes  text [N]     a JSON object each, where the source names attributes
 //   micro       int64 [N, 7] the six numbers and `flipped` of each picture, where the source framed them
-//   aesthetic   float64 [N]  where some score differs from the default
+//   aesthetic   float64 [N]  where some have a score; -1: none
 //   image_sizes int64 [N, 2] height, width of encoded pictures
 // and the file attributes class_names (JSON list), source (description) and fingerprint.
 #pragma once

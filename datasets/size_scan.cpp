@@ -1,18 +1,16 @@
 #include "datasets/size_scan.h"
 
+#include <fmt/format.h>
 #include <sys/stat.h>
 
-#include <atomic>
 #include <charconv>
-#include <exception>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <thread>
 
-#include "src/base/error.h"
 #include "src/base/files.h"
+#include "src/base/parallel.h"
 #include "src/base/progress.h"
 #include "src/base/text.h"
 
@@ -72,14 +70,11 @@ io::ProbedImage probe_file(const fs::path& file, const KnownSizes& known, bool c
     if (state && found != known.end() && found->second.bytes == state->bytes && found->second.time == state->time)
       return {.size = found->second.size};
   }
-  io::ProbedImage image;
-  try {
-    image.size = io::read_image_size(file);
-    if (state) state->size = image.size;
-  } catch (const DataError& e) {
-    image.error = e.what();
+  const io::ProbedImage image = io::probe_image(file);
+  if (!image.error.empty())
     state.reset();
-  }
+  else if (state)
+    state->size = image.size;
   return image;
 }
 
@@ -91,30 +86,13 @@ std::vector<io::ProbedImage> scan_image_sizes(std::span<const fs::path> files, c
   std::vector<std::optional<KnownSize>> states(files.size());
   std::unique_ptr<Progress> progress;
   if (files.size() >= kShowProgress) progress = std::make_unique<Progress>("image sizes", static_cast<int64_t>(files.size()));
-  std::atomic<size_t> next = 0;
   std::mutex mutex;
-  std::exception_ptr unexpected;
-  const auto work = [&] {
-    try {
-      for (size_t i = next++; i < files.size(); i = next++) {
-        out[i] = probe_file(files[i], known, !cache.empty(), states[i]);
-        if (progress && i % 1000 == 0) {
-          const std::lock_guard lock(mutex);
-          progress->update(static_cast<int64_t>(i));
-        }
-      }
-    } catch (...) {
-      const std::lock_guard lock(mutex);
-      unexpected = std::current_exception();
-    }
-  };
-  const size_t wanted = threads > 0 ? static_cast<size_t>(threads) : std::max(1u, std::thread::hardware_concurrency());
-  {
-    std::vector<std::jthread> pool;
-    for (size_t t = 1; t < std::min(wanted, files.size()); ++t) pool.emplace_back(work);
-    work();
-  }
-  if (unexpected) std::rethrow_exception(unexpected);
+  parallel_for(files.size(), threads, [&](size_t i) {
+    out[i] = probe_file(files[i], known, !cache.empty(), states[i]);
+    if (!progress || i % 1000 != 0) return;
+    const std::lock_guard lock(mutex);
+    progress->update(static_cast<int64_t>(i));
+  });
   if (progress) progress->finish();
   bool learned = false;
   for (size_t i = 0; i < files.size() && !cache.empty(); ++i) {

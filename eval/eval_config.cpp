@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "eval/cost.h"
 #include "eval/heldout_loss.h"
 #include "eval/metrics.h"
 #include "eval/token_metrics.h"
@@ -34,11 +35,12 @@ void describe_measurement(config::Visitor& v, EvalConfig& c) {
   v.field(
       "metrics", c.metrics,
       "what is measured on each: fd, kd, prdc, class_accuracy, accuracy_by_class, attribute_accuracy, clip_score, "
-      "band_power, cut_rate, nearest_training, heldout_loss; on reconstructions: psnr, ssim, perceptual, rfd; and on the tokens of "
-      "samples: token_nll, draft_stability, noise_snr");
+      "band_power, cut_rate, nearest_training, heldout_loss; for students patch_fd, fd_teacher, diversity, in_loop_fd, cost; on "
+      "reconstructions: psnr, ssim, perceptual, rfd; and on the tokens of samples: token_nll, draft_stability, noise_snr");
   std::vector<std::string> known = names_of(metric_kinds());
   for (const TokenMetricKind& kind : token_metric_kinds()) known.emplace_back(kind.name);
   known.emplace_back(kHeldoutLoss);
+  known.emplace_back(kCost);
   check_names(v, "metrics", c.metrics, known);
 }
 
@@ -56,6 +58,12 @@ void check_rules(config::Visitor& v, const EvalConfig& c) {
           "metrics", "heldout_loss needs 'model', and 'samples' or 'model' among 'sets'");
   v.check(!has(c.sets, "model") || !c.model.empty(), "sets", "'model' needs the key 'model'");
   v.check(!tokens || drawn, "metrics", "token metrics need 'model' and 'samples' among 'sets'");
+  v.check(!has(c.metrics, "cost") || drawn, "metrics", "cost needs 'model' and 'samples' among 'sets'");
+  v.check(!has(c.metrics, "patch_fd") || !c.patch_judge.empty(), "patch_judge", "metric patch_fd needs 'patch_judge': an encoder of cut-outs");
+  v.check(!has(c.metrics, "fd_teacher") || c.teacher.on(), "teacher", "metric fd_teacher needs 'teacher.model'");
+  v.check(!has(c.metrics, "fd_teacher") || c.prompts_file.empty(), "prompts_file",
+          "fd_teacher is of the captions of 'data': leave one of them out");
+  v.check(!has(c.metrics, "in_loop_fd") || !c.in_loop.empty(), "in_loop", "metric in_loop_fd needs 'in_loop': the features that the discriminator read");
   v.check(c.paired_with.empty() || drawn, "paired_with", "needs 'model' and 'samples' among 'sets'");
   const auto decoder = c.generate.decoder.kind;
   v.check(!has(c.metrics, "draft_stability") ||
@@ -90,6 +98,8 @@ void describe(config::Visitor& v, LatencyConfig& c) {
   v.field("runs", c.runs, "timed calls of the whole pipeline; 0: none", config::kNonNegative);
   v.field("warmup", c.warmup, "calls before them", config::kNonNegative);
   v.field("batch_size", c.batch_size, "images a call", config::kAtLeastOne);
+  v.field("batch_sizes", c.batch_sizes,
+          "several in place of batch_size: the first is the row's latency, each is a metric latency_ms[batch=N]", config::kAtLeastOne);
 }
 
 void describe(config::Visitor& v, EvalConfig& c) {
@@ -118,8 +128,17 @@ void describe(config::Visitor& v, EvalConfig& c) {
           "folder of VGG16 (LPIPS; its linear layers in lpips/), or run or model folder of an encoder, for the perceptual distance "
           "of reconstructions; empty: the judge");
   v.field("perceptual_name", c.perceptual_name, "its name in metric names");
-  static constexpr config::Choice kSplits[] = {{"train", 0}, {"heldout", 1}, {"test", 2}};
-  v.field("split", c.split, "split of `data` that is compared with; heldout where a setting is chosen", kSplits);
+  v.field("patch_judge", c.patch_judge, "run or model folder of the encoder of patch_fd, trained on cut-outs of the images");
+  v.field("patch_judge_name", c.patch_judge_name, "its name in metric names");
+  v.field("patch_side", c.patch_side, "pixels of a patch; 0: what that encoder reads", config::kNonNegative);
+  v.field("in_loop", c.in_loop,
+          "run or model folder of the features that the model's discriminator read: distances in them are printed apart, they judge "
+          "nothing. Not one of the judges");
+  v.field("teacher", c.teacher, "the model whose samples fd_teacher compares with, and that speed_up[teacher] is timed against");
+  v.field("baseline_nfe", c.baseline_nfe,
+          "cost: network evaluations an image of what is compared with (a teacher of 50 guided steps: 100); 0: none",
+          config::kNonNegative);
+  v.field("split", c.split, "split of `data` that is compared with; heldout where a setting is chosen", split_choices());
   v.field("num_samples", c.num_samples, "N of every set that is compared", config::Range{2.0});
   v.field("reference_samples", c.reference_samples, "real images distances are taken to; never among the sets",
           config::Range{2.0});
@@ -140,7 +159,8 @@ void describe(config::Visitor& v, EvalConfig& c) {
   v.field("report_prompts", c.report_prompts,
           "prompts shown with eight samples each; decoders with a window beside plain autoregressive decoding",
           config::kNonNegative);
-  v.field("training_runs", c.training_runs, "run folders whose loss curves the report shows");
+  v.field("training_runs", c.training_runs,
+          "runs, or checkpoints of runs, that made the model: their loss curves are shown, `cost` adds up what they took");
   check_rules(v, c);
 }
 

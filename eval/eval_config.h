@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "datasets/dataset.h"
+#include "eval/teacher_set.h"
 #include "src/config/visitor.h"
 #include "src/dist/world.h"
 #include "src/pipelines/pipeline.h"
@@ -15,6 +16,7 @@ struct LatencyConfig {
   int64_t runs = 0;  // 0: not measured
   int64_t warmup = 3;
   int64_t batch_size = 1;
+  std::vector<int64_t> batch_sizes = {};  // several in place of it, each a metric latency_ms[batch=N]
 };
 void describe(config::Visitor& v, LatencyConfig& c);
 
@@ -40,6 +42,11 @@ struct EvalConfig {
   std::string second_judge, second_judge_name = "tower";
   std::string clip, clip_name = "clip";
   std::string perceptual, perceptual_name = "perceptual";  // empty: the judge
+  std::string patch_judge, patch_judge_name = "patch";     // an encoder of cut-outs
+  int64_t patch_side = 0;                                  // 0: what that encoder reads
+  std::string in_loop;                                     // a discriminator's features, printed apart
+  TeacherConfig teacher;
+  int64_t baseline_nfe = 0;  // evaluations an image that nfe_compression is against; 0: none
   Split split = Split::test;  // of `data`: what is compared with; heldout where a setting is chosen
   int64_t num_samples = 2000, reference_samples = 5000, compositional_samples = 500;
   std::vector<std::string> sets = {"real", "samples"};
@@ -54,7 +61,7 @@ struct EvalConfig {
   bool report = true;
   std::string title;
   int64_t report_prompts = 8;
-  std::vector<std::string> training_runs;
+  std::vector<std::string> training_runs;  // of the model: curves in the report, and their sum is training_tflop
 };
 void describe(config::Visitor& v, EvalConfig& c);
 

@@ -1,5 +1,6 @@
 #include "eval/eval_report.h"
 
+#include "eval/cost.h"
 #include "eval/decoding_section.h"
 #include "src/base/text.h"
 #include "src/tensor/ops.h"
@@ -155,6 +156,8 @@ Report make_eval_report(const EvalConfig& c, const Results& results, ImageSets& 
       report.sections.push_back(decoding_section(gather_decoding(c, sets), row));
   if (wanted(c, "reconstructions")) report.sections.push_back(reconstruction_section(sets));
   report.sections.push_back(results_section(results));
+  for (ReportSection section : {cost_section(results.rows), in_loop_section(results.rows)})
+    if (!section.tables.empty()) report.sections.push_back(std::move(section));
   if (results.qualification) report.sections.push_back(qualification_section(*results.qualification));
   if (ReportSection controls = control_section(c, sets); !controls.figures.empty())
     report.sections.push_back(std::move(controls));

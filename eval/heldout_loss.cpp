@@ -3,9 +3,7 @@
 #include "datasets/dataset.h"
 #include "eval/accuracy.h"
 #include "src/base/error.h"
-#include "src/diffusion/prediction.h"
-#include "src/diffusion/schedule.h"
-#include "src/diffusion/timestep_sampling.h"
+#include "src/diffusion/fixed_noise.h"
 #include "src/pipelines/diffusion_pipeline.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
@@ -15,29 +13,20 @@ namespace fewstep::eval {
 namespace {
 
 constexpr int64_t kLevels = 4, kBatch = 64;
-constexpr int64_t kTimestepDraw = 1, kNoiseDraw = 2;  // steps of the keyed streams
 
 // Per-sample losses float64 [B, levels] of one batch, each sample once in every quarter of the axis.
 Tensor losses_by_level(const pipelines::DiffusionModel& model, const fewstep::Batch& batch, uint64_t seed) {
-  const auto& schedule = model.schedule;
-  const Tensor ids = batch.ids.to(at::kCPU);
-  const pipelines::LatentDraw draw{.ids = ids, .seed = seed};
-  const Tensor x0 = batch.latent_mean.defined() ? model.latent_space->from_posterior(batch.latent_mean, batch.latent_std, draw)
-                                                : model.latent_space->encode(batch.images, draw);
+  const Tensor x0 = batch.latent_mean.defined() ? model.latent_space->from_posterior(batch.latent_mean, batch.latent_std)
+                                                : model.latent_space->encode(batch.images);
   const models::UNetConditions conditions = (*model.conditioner)({.captions = batch.captions, .labels = batch.labels,
                                                                   .micro = batch.micro, .aesthetic = batch.aesthetic,
                                                                   .context = batch.context, .pooled = batch.pooled});
-  const Tensor uniform = uniform_by_id(ids, 1, seed, Stream::eval, kTimestepDraw);  // [B, 1]
-  const Tensor noise = normal_by_id(ids, x0.sizes().slice(1), seed, Stream::eval, kNoiseDraw).to(x0.options());
+  const diffusion::FixedNoise fixed{.ids = batch.ids.to(at::kCPU), .seed = seed, .levels = kLevels};
   std::vector<Tensor> levels;
   for (int64_t level = 0; level < kLevels; ++level) {
-    diffusion::TimestepSampling quarter;
-    quarter.min = static_cast<double>(level) / kLevels, quarter.max = static_cast<double>(level + 1) / kLevels;
-    const Tensor t = diffusion::sample_timesteps(quarter, schedule, uniform).to(x0.device());
-    const Tensor x_t = diffusion::add_noise(schedule, x0, noise, t);
-    const Tensor target = diffusion::prediction_target(model.prediction, x0, noise, schedule.alpha(t), schedule.sigma(t));
-    const Tensor output = (*model.unet)(x_t, t, conditions);
-    levels.push_back((output - target).square().flatten(1).mean(1).to(at::kCPU, at::kDouble));
+    const Tensor loss = diffusion::fixed_noise_loss(model.schedule, model.prediction, fixed, at::full_like(fixed.ids, level), x0,
+        [&](const Tensor& x_t, const Tensor& t) { return (*model.unet)(x_t, t, conditions); });
+    levels.push_back(loss.to(at::kCPU, at::kDouble));
   }
   return at::stack(levels, 1);
 }

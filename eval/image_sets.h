@@ -33,6 +33,8 @@ class ImageSets {
   const ImageSet& get(const std::string& name);  // a name of image_set_kinds()
   // The set "samples" with other options, of the first `count` captions (0: all); not kept.
   ImageSet samples(const pipelines::GenerateOptions& options, int64_t count = 0);
+  const std::vector<std::string>& captions() { return real().captions; }  // of the real set, in its order
+  at::Device device() const { return device_; }
   const ImageSet& training_images();             // up to 20,000 of the train split
   pipelines::Pipeline& pipeline();               // ConfigError without `model`
   // `count` samples of each prompt, prompt by prompt, from indices no set uses.

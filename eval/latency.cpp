@@ -29,9 +29,8 @@ pipelines::GenerateOptions autoregressive(pipelines::GenerateOptions options) {
   return options;
 }
 
-std::vector<Timing> measure_in_turns(pipelines::Pipeline& pipeline, const std::vector<std::string>& prompts,
-                                     const LatencyConfig& l, uint64_t seed,
-                                     std::span<const pipelines::GenerateOptions> settings) {
+std::vector<Timing> measure_in_turns(std::span<const TimedSetting> settings, const std::vector<std::string>& prompts,
+                                     const LatencyConfig& l, uint64_t seed) {
   std::vector<Timing> timings(settings.size());
   double load = 0;
   getloadavg(&load, 1);
@@ -44,10 +43,10 @@ std::vector<Timing> measure_in_turns(pipelines::Pipeline& pipeline, const std::v
     for (int64_t i = 0; i < l.batch_size; ++i)
       batch.push_back(prompts[static_cast<size_t>(run * l.batch_size + i) % prompts.size()]);
     for (size_t s = 0; s < settings.size(); ++s) {
-      pipelines::GenerateOptions options = settings[s];
+      pipelines::GenerateOptions options = settings[s].options;
       options.batch_size = l.batch_size;
       const auto start = std::chrono::steady_clock::now();
-      const auto made = pipeline.generate(batch, seed, run * l.batch_size, options);
+      const auto made = settings[s].pipeline->generate(batch, seed, run * l.batch_size, options);
       const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
       if (run == 0) timings[s].latency.first = seconds;
       if (run < l.warmup) continue;
@@ -74,19 +73,38 @@ std::vector<Timing> measure_in_turns(pipelines::Pipeline& pipeline, const std::v
   return timings;
 }
 
-void measure_latency(pipelines::Pipeline& pipeline, const std::vector<std::string>& prompts,
-                     const pipelines::GenerateOptions& options, const LatencyConfig& config, uint64_t seed,
-                     ResultRow& row) {
-  std::vector<pipelines::GenerateOptions> settings = {options};
-  const bool tokens = dynamic_cast<const pipelines::AutoregressivePipeline*>(&pipeline) != nullptr;
-  if (tokens && options.decoder.kind != decoding::DecoderKind::ar) settings.push_back(autoregressive(options));
-  const std::vector<Timing> timings = measure_in_turns(pipeline, prompts, config, seed, settings);
+Value median_ms(std::vector<double> seconds) {
+  FEW_CHECK(!seconds.empty(), "median of nothing");
+  std::sort(seconds.begin(), seconds.end());
+  const auto n = static_cast<int64_t>(seconds.size());
+  const double reach = 0.98 * std::sqrt(static_cast<double>(n));
+  const auto at = [&](double rank) { return 1e3 * seconds[static_cast<size_t>(std::clamp<int64_t>(std::llround(rank), 0, n - 1))]; };
+  const double middle = 0.5 * static_cast<double>(n - 1);
+  return {.value = 1e3 * percentile(seconds, 0.5), .ci95 = n > 1 ? 0.5 * (at(middle + reach) - at(middle - reach)) : 0, .n = n};
+}
+
+void measure_latency(const TimedSetting& own, const std::vector<std::string>& prompts, const LatencyConfig& config, uint64_t seed,
+                     ResultRow& row, const TimedSetting* teacher) {
+  std::vector<TimedSetting> settings = {own};
+  const bool tokens = dynamic_cast<const pipelines::AutoregressivePipeline*>(own.pipeline) != nullptr;
+  const bool window = tokens && own.options.decoder.kind != decoding::DecoderKind::ar;
+  if (window) settings.push_back({own.pipeline, autoregressive(own.options)});
+  if (teacher) settings.push_back(*teacher);
+  LatencyConfig first = config;
+  if (!config.batch_sizes.empty()) first.batch_size = config.batch_sizes[0];
+  const std::vector<Timing> timings = measure_in_turns(settings, prompts, first, seed);
   row.latency = timings[0].latency;
   if (row.latency.load > 0.5)
     log::warn("latency: other work kept {:.0f} % of the cores busy; times are not to be trusted", 100 * row.latency.load);
-  if (timings.size() == 1) return;
-  row.latency_ar = timings[1].latency;
-  row.metrics["speed_up[ar]"] = speed_up(timings[1].seconds, timings[0].seconds);
+  if (window) row.latency_ar = timings[1].latency, row.metrics["speed_up[ar]"] = speed_up(timings[1].seconds, timings[0].seconds);
+  if (teacher) row.metrics["speed_up[teacher]"] = speed_up(timings.back().seconds, timings[0].seconds);
+  for (const int64_t size : config.batch_sizes) {
+    LatencyConfig other = config;
+    other.batch_size = size;
+    const std::vector<double> seconds =
+        size == first.batch_size ? timings[0].seconds : measure_in_turns({&own, 1}, prompts, other, seed)[0].seconds;
+    row.metrics[fmt::format("latency_ms[batch={}]", size)] = median_ms(seconds);
+  }
 }
 
 Value speed_up(const std::vector<double>& baseline, const std::vector<double>& own) {

@@ -13,16 +13,22 @@ struct Timing {
   Latency latency;
   std::vector<double> seconds;  // of every timed call
 };
+struct TimedSetting {
+  pipelines::Pipeline* pipeline = nullptr;
+  pipelines::GenerateOptions options = {};
+};
 // One Timing for each of `settings`: call r of every setting has the same prompts and seeds, and they take turns.
-std::vector<Timing> measure_in_turns(pipelines::Pipeline& pipeline, const std::vector<std::string>& prompts,
-                                     const LatencyConfig& config, uint64_t seed,
-                                     std::span<const pipelines::GenerateOptions> settings);
+std::vector<Timing> measure_in_turns(std::span<const TimedSetting> settings, const std::vector<std::string>& prompts,
+                                     const LatencyConfig& config, uint64_t seed);
 
-// Times `options` and, for a decoder with a window, plain autoregressive decoding in turns with it: fills latency,
-// latency_ar and the metric speed_up[ar].
-void measure_latency(pipelines::Pipeline& pipeline, const std::vector<std::string>& prompts,
-                     const pipelines::GenerateOptions& options, const LatencyConfig& config, uint64_t seed,
-                     ResultRow& row);
+// Times `own` and, in turns with it, plain autoregressive decoding for a decoder with a window, and `teacher` where there is one:
+// fills latency, latency_ar and the metrics speed_up[ar], speed_up[teacher]. With config.batch_sizes that is the first of them,
+// and each is a metric latency_ms[batch=N]: the median, its interval by order statistics.
+void measure_latency(const TimedSetting& own, const std::vector<std::string>& prompts, const LatencyConfig& config, uint64_t seed,
+                     ResultRow& row, const TimedSetting* teacher = nullptr);
+
+// Median in milliseconds; ranks n / 2 +- 0.98 sqrt(n) bound the interval.
+Value median_ms(std::vector<double> seconds);
 
 // How many times as fast `own` is: geometric mean of the ratios turn by turn, interval by Student's t on their
 // logarithms.

@@ -3,10 +3,13 @@
 #include "eval/accuracy.h"
 #include "eval/band_power.h"
 #include "eval/cut_rate.h"
+#include "eval/distance_metric.h"
+#include "eval/in_loop.h"
 #include "eval/kernel_distance.h"
 #include "eval/nearest_training.h"
 #include "eval/prdc.h"
 #include "eval/reconstruction.h"
+#include "eval/student_metrics.h"
 #include "src/base/error.h"
 #include "src/tensor/ops.h"
 
@@ -19,27 +22,6 @@ void need_reference(const MetricContext& c, std::string_view metric) {
   if (!c.judge || !c.reference)
     fail<ConfigError>("metric {}: set 'judge' to an encoder's run or model folder, and 'data' to real images", metric);
 }
-
-class FrechetMetric : public Metric {
- public:
-  explicit FrechetMetric(const MetricContext& c)
-      : reference_(*c.reference),
-        name_(metric_name("FD", c.judge->identity())),
-        samples_(reference_.dim() > 512 ? 10 : 20) {}  // each costs a D x D eigen-solver
-  void add(const EvalBatch& batch) override { samples_.add(batch.features); }
-  std::map<std::string, Value> result() const override {
-    if (samples_.count() < 2) return {};
-    Value value = frechet_with_interval(reference_, samples_);
-    if (value.n < reference_.dim())
-      value.note = fmt::format("N = {} below D = {}: dominated by bias", value.n, reference_.dim());
-    return {{name_, value}};
-  }
-
- private:
-  const FrechetReference& reference_;
-  std::string name_;
-  GroupedStatistics samples_;
-};
 
 // Metrics over pairs of features keep them all: 10,000 x 256 floats are 10 MB.
 class FeatureMetric : public Metric {
@@ -88,9 +70,15 @@ class KernelMetric : public FeatureMetric {
   }
 };
 
+std::unique_ptr<Metric> make_fd(const MetricContext& c) {
+  need_reference(c, "fd");
+  return std::make_unique<DistanceMetric>(metric_name("FD", c.judge->identity()), *c.reference,
+                                          [](const EvalBatch& batch) { return batch.features; });
+}
+
 template <class M>
 std::unique_ptr<Metric> make(const MetricContext& c) {
-  need_reference(c, "fd, kd or prdc");
+  need_reference(c, "kd or prdc");
   return std::make_unique<M>(c);
 }
 
@@ -98,7 +86,7 @@ std::unique_ptr<Metric> make(const MetricContext& c) {
 
 std::span<const MetricKind> metric_kinds() {
   static const MetricKind table[] = {
-      {"fd", "Frechet distance to real images in the judge's features", true, make<FrechetMetric>},
+      {"fd", "Frechet distance to real images in the judge's features", true, make_fd},
       {"kd", "kernel distance (KID's estimator) in the judge's features", true, make<KernelMetric>},
       {"prdc", "precision, recall, density, coverage in the judge's features", true, make<PrdcMetric>},
       {"class_accuracy", "share of images the judge assigns to the caption's class", false, make_class_accuracy},
@@ -115,6 +103,12 @@ std::span<const MetricKind> metric_kinds() {
        make_perceptual},
       {"rfd", "Frechet distance of reconstructions to their originals in the judge's features", true,
        make_reconstruction_fd},
+      {"patch_fd", "Frechet distance of non-overlapping patches in the features of the patch judge", true, make_patch_fd},
+      {"fd_teacher", "Frechet distance to the teacher's samples of the same captions, in the judge's features", true,
+       make_teacher_fd},
+      {"diversity", "distance between the images of one caption in the judge's features", false, make_diversity},
+      {"in_loop_fd", "Frechet distance in a discriminator's own features: no judgement, printed apart", true,
+       make_in_loop_fd},
   };
   return table;
 }

@@ -27,6 +27,12 @@ struct MetricContext {
   std::vector<std::string> class_names = {};        // of the data set, by label
   std::string perceptual = {}, perceptual_name = {};  // folder of the network of perceptual distances; "": none
   at::Device device = at::kCPU;                     // where it runs
+  const ImageEncoder* patch = nullptr;              // a PatchEncoder: [B, P, D]
+  const FrechetReference* patch_reference = nullptr;    // of the real reference images' patches
+  int64_t patch_side = 0;                               // pixels
+  const FrechetReference* teacher_reference = nullptr;  // of the teacher's samples, in the judge's features
+  const ImageEncoder* in_loop = nullptr;            // what a discriminator read; see in_loop.h
+  const FrechetReference* in_loop_reference = nullptr;
 };
 
 struct MetricKind {

@@ -14,14 +14,15 @@ constexpr std::array<std::string_view, 14> kEstablished = {
     "fid",   "kid",       "clipscore",   "is",   "inceptionscore", "cmmd", "geneval",
     "hpsv2", "pickscore", "imagereward", "sfid", "patchfid",       "lpips", "rfid"};
 // Ours, but nothing without the encoder's name and hash.
-constexpr std::array<std::string_view, 15> kOfEncoder = {
+constexpr std::array<std::string_view, 17> kOfEncoder = {
     "FD",     "KD",      "MMD",      "FD_difference",  "sFD",       "patch_FD",   "precision",
     "recall", "density", "coverage", "class_accuracy", "diversity", "perceptual", "CLIPScore_difference",
-    "rFD"};
+    "rFD",    "FD_teacher", "in_loop_FD"};
 // Before the brackets.
-constexpr std::array<std::string_view, 12> kOfGenerator = {
+constexpr std::array<std::string_view, 16> kOfGenerator = {
     "step_compression", "passes",        "ms_per_pass",          "tokens_per_second", "decoder_overhead", "speed_up",
-    "token_nll",        "token_outside", "token_nll_difference", "token_auc",         "draft_stability",  "noise_snr"};
+    "token_nll",        "token_outside", "token_nll_difference", "token_auc",         "draft_stability",  "noise_snr",
+    "nfe_compression",  "latency_ms",    "gflop_per_image",      "training_tflop"};
 
 std::string squeeze(std::string_view name) {
   std::string out;

@@ -113,7 +113,7 @@ void provide_samples(ProtocolRun& run) {
   if (c.latency.runs > 0 && run.world.is_main()) {
     std::vector<std::string> texts;
     for (const Prompt& p : run.prompts) texts.push_back(p.text);
-    measure_latency(*pipeline, texts, c.generate, c.latency, plan.seed, run.row);
+    measure_latency({pipeline.get(), c.generate}, texts, c.latency, plan.seed, run.row);
   }
   run.world.barrier();  // nobody computes beside the timing
 }

@@ -152,15 +152,20 @@ class ClipImageEncoder : public Published<models::ClipModel> {
 
 class Dinov2Encoder : public Published<models::Dinov2Model> {
  public:
-  using Published::Published;
-  static constexpr int64_t kSide = 224;  // dgm-eval
-  Tensor prepare(const Tensor& image) const override {
-    const int64_t patch = network().config().patch_size;
-    return dinov2_input(as_rgb(image).unsqueeze(0), std::max(patch, kSide / patch * patch))[0];
+  Dinov2Encoder(const fs::path& component, EncoderIdentity identity, at::Device device)
+      : Published(component, std::move(identity), device) {
+    if (side() < kSide / patch() * patch()) identity_.pipeline = fmt::format("side={}", side());
   }
+  Tensor prepare(const Tensor& image) const override { return dinov2_input(as_rgb(image).unsqueeze(0), side())[0]; }
 
  protected:
   Encoded run(const Tensor& batch) const override { return {to_host(network()(batch).pooled()), {}}; }
+
+ private:
+  static constexpr int64_t kSide = 224;  // dgm-eval; the published networks are configured for 518
+  int64_t patch() const { return network().config().patch_size; }
+  // A network of smaller images (one of ours) sees the size it was made for: enlarging them only costs time.
+  int64_t side() const { return std::max(patch(), std::min(kSide, network().config().image_size) / patch() * patch()); }
 };
 
 class Vgg16Encoder : public Published<models::Vgg16> {

@@ -5,6 +5,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "eval/in_loop.h"
 #include "eval/report.h"
 #include "src/base/error.h"
 #include "src/base/json.h"
@@ -52,6 +53,7 @@ std::string group_of(const std::string& metric) {
   if (metric.starts_with("attribute_accuracy")) return "Attributes measured in the pixels, against the caption";
   if (metric.starts_with("CLIP")) return "Image and caption";
   if (metric.starts_with("class_accuracy")) return "Image and caption";
+  if (metric.starts_with("FD_teacher")) return "Against the teacher's samples of the same captions";
   if (metric.starts_with("FD_difference")) return "Samples against those of the paired evaluation";
   return "Against real images";
 }
@@ -125,7 +127,7 @@ ReportSection results_section(const Results& results) {
   std::map<std::string, std::vector<std::string>> groups;
   std::vector<std::string> order;
   for (const std::string& metric : metric_names(results.rows)) {
-    if (is_generator_metric(metric)) continue;  // they have a section of their own
+    if (is_generator_metric(metric) || is_in_loop_metric(metric)) continue;  // they have a section of their own
     const std::string group = group_of(metric);
     if (groups[group].empty()) order.push_back(group);
     groups[group].push_back(metric);

@@ -8,10 +8,14 @@
 #include <optional>
 
 #include "datasets/fashion_mnist.h"
+#include "eval/cost.h"
 #include "eval/eval_report.h"
 #include "eval/heldout_loss.h"
+#include "eval/in_loop.h"
+#include "eval/patch_distance.h"
 #include "eval/reconstruction.h"
 #include "eval/statistics_file.h"
+#include "eval/teacher_set.h"
 #include "eval/token_metrics.h"
 #include "src/base/error.h"
 #include "src/base/files.h"
@@ -31,11 +35,52 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 // Everything the metrics need, loaded once.
 struct Judges {
-  std::unique_ptr<ImageEncoder> judge, second;
+  std::unique_ptr<ImageEncoder> judge, second, patch_network, in_loop;
+  std::unique_ptr<PatchEncoder> patch;
   std::unique_ptr<TextImageEncoder> clip;
-  std::unique_ptr<FrechetReference> reference, second_reference;
+  std::unique_ptr<FrechetReference> reference, second_reference, patch_reference, teacher_reference, in_loop_reference;
   MetricContext context, second_context;
 };
+
+std::unique_ptr<FrechetReference> reference_of(const ImageEncoder& encoder, const Tensor& images) {
+  FeatureStatistics statistics;
+  statistics.add(batched_features([&](const Tensor& x) { return encoder.features(x).flatten(0, -2); }, images));
+  return std::make_unique<FrechetReference>(statistics);
+}
+
+bool wants(const EvalConfig& c, std::string_view metric) {
+  return std::find(c.metrics.begin(), c.metrics.end(), metric) != c.metrics.end();
+}
+
+fs::path teacher_folder(const EvalConfig& c) {
+  return c.teacher.images.empty() ? output_folder(c) / "teacher" : fs::path(c.teacher.images);
+}
+
+// What students are compared with: patches, the teacher's samples, a discriminator's features.
+void load_student_judges(const EvalConfig& c, ImageSets& sets, at::Device device, Judges& j) {
+  const Tensor& real = sets.reference().images;
+  if (wants(c, "patch_fd")) {
+    j.patch_network = load_image_encoder(c.patch_judge, c.patch_judge_name, device);
+    j.patch = std::make_unique<PatchEncoder>(*j.patch_network, PatchOptions{.side = c.patch_side, .grid = true});
+    if (const int64_t side = network_side(*j.patch_network); side != j.patch->side())
+      log::warn("patch_side: patches of {} pixels are resized to the {} that {} reads", j.patch->side(), side, c.patch_judge);
+    j.patch_reference = reference_of(*j.patch, real);
+    j.context.patch = j.patch.get(), j.context.patch_reference = j.patch_reference.get(), j.context.patch_side = j.patch->side();
+  }
+  if (wants(c, "in_loop_fd")) {
+    std::vector<EncoderIdentity> judges;
+    for (const ImageEncoder* judge : {j.judge.get(), j.second.get(), j.patch_network.get()})
+      if (judge) judges.push_back(judge->identity());
+    j.in_loop = load_in_loop_encoder(c.in_loop, device, judges);
+    j.in_loop_reference = reference_of(*j.in_loop, real);
+    j.context.in_loop = j.in_loop.get(), j.context.in_loop_reference = j.in_loop_reference.get();
+  }
+  if (wants(c, "fd_teacher") && j.judge) {
+    const TeacherSet teacher = teacher_set(c.teacher, teacher_folder(c), sets.captions(), device);
+    j.teacher_reference = reference_of(*j.judge, teacher.images);
+    j.context.teacher_reference = j.teacher_reference.get();
+  }
+}
 
 // `reference_statistics.h5` is saved beside the results, for `fewstep eval fid` against the same real images.
 Judges load_judges(const EvalConfig& c, const Dataset& test, ImageSets& sets, at::Device device) {
@@ -71,6 +116,7 @@ Judges load_judges(const EvalConfig& c, const Dataset& test, ImageSets& sets, at
     j.second_reference = std::make_unique<FrechetReference>(statistics);
     j.second_context.reference = j.second_reference.get();
   }
+  load_student_judges(c, sets, device, j);
   if (!c.clip.empty()) j.clip = load_text_image_encoder(c.clip, c.clip_name, device);
   j.context.clip = j.clip.get();
   if (const auto* fashion = dynamic_cast<const FashionMnist*>(&test)) j.context.thresholds = &fashion->thresholds();
@@ -123,6 +169,9 @@ Facts provenance_of(EvalConfig& c, const Dataset& test, const Judges& j) {
   if (j.judge) facts.emplace_back(c.judge_name + " sha256", j.judge->identity().sha256);
   if (j.second) facts.emplace_back(c.second_judge_name + " sha256", j.second->identity().sha256);
   if (j.clip) facts.emplace_back(c.clip_name + " sha256", j.clip->identity().sha256);
+  if (j.patch) facts.emplace_back(c.patch_judge_name + " sha256", j.patch->identity().sha256);
+  if (j.in_loop) facts.emplace_back("in-loop sha256", j.in_loop->identity().sha256);
+  if (c.teacher.on()) facts.emplace_back("teacher", c.teacher.model);
   facts.emplace_back("guidance", fmt::format("{}", c.generate.guidance));
   facts.emplace_back("temperature, top-k, top-p",
                      fmt::format("{}, {}, {}", c.generate.temperature, c.generate.top_k, c.generate.top_p));
@@ -169,8 +218,11 @@ void measure_generator(const EvalConfig& c, ImageSets& sets, const ImageSet& set
     fail<ConfigError>("{}: {}; token metrics and paired_with need an autoregressive model", c.model,
                       sets.pipeline().description());
   }
-  if (c.latency.runs > 0)
-    measure_latency(sets.pipeline(), set.captions, c.generate, c.latency, static_cast<uint64_t>(c.seed), row);
+  if (c.latency.runs == 0) return;
+  const auto teacher = c.teacher.on() ? pipelines::load(c.teacher.model, sets.device()) : nullptr;
+  const TimedSetting other{teacher.get(), c.teacher.generate};
+  measure_latency({&sets.pipeline(), c.generate}, set.captions, c.latency, static_cast<uint64_t>(c.seed), row,
+                  teacher ? &other : nullptr);
 }
 
 bool follows_distribution(const std::string& set, const EvalConfig& c) {
@@ -221,9 +273,9 @@ ResultRow measured_row(const EvalConfig& c, const ImageSet& set, bool distributi
   ResultRow row = row_of(set, c);
   std::vector<std::string> of_images, of_features;
   for (const std::string& name : c.metrics) {
-    if (is_token_metric(name) || is_model_metric(name)) continue;
+    if (is_token_metric(name) || is_model_metric(name) || is_cost_metric(name)) continue;
     of_images.push_back(name);
-    if (find_entry(metric_kinds(), name, "metric").distribution) of_features.push_back(name);
+    if (name == "fd" || name == "kd" || name == "prdc" || name == "rfd") of_features.push_back(name);
   }
   row.metrics = measure(set, distribution, of_images, judges.context, features);
   if (judges.second) row.metrics.merge(measure(set, distribution, of_features, judges.second_context));
@@ -252,14 +304,17 @@ std::vector<ResultRow> measured_rows(const EvalConfig& c, const Dataset& test, I
     rows.push_back(measured_row(c, set, follows_distribution(name, c), judges, &features));
     if (name == "samples" && !c.model.empty()) {
       measure_generator(c, sets, set, features, judges, protocol, rows.back());
+      if (wants(c, kCost)) rows.back().metrics.merge(cost_values(c, sets.pipeline(), set, c.generate));
       rows.back().metrics.merge(model_values());
     }
     lap("measuring: " + set.label);
   }
   for (const EvalVariant& variant : c.variants) {
-    ImageSet set = sets.samples(variant_options(c, variant), variant.num_samples);
+    const pipelines::GenerateOptions options = variant_options(c, variant);
+    ImageSet set = sets.samples(options, variant.num_samples);
     set.label = variant.label;
     rows.push_back(measured_row(c, set, follows_distribution("samples", c), judges));
+    if (wants(c, kCost)) rows.back().metrics.merge(cost_values(c, sets.pipeline(), set, options));
     lap("variant: " + set.label);
   }
   return rows;
@@ -270,9 +325,11 @@ std::vector<ResultRow> measured_rows(const EvalConfig& c, const Dataset& test, I
 void attach_floors(std::vector<ResultRow>& rows, const ResultRow& real) {
   for (ResultRow& row : rows)
     for (auto& [name, value] : row.metrics) {
-      const bool of_sets = name.starts_with("FD") || name.starts_with("KD") || name.starts_with("FID") ||
-                           name.starts_with("KID") || name.starts_with("precision") || name.starts_with("recall") ||
-                           name.starts_with("density") || name.starts_with("coverage");
+      static constexpr std::string_view kOfSets[] = {"FD",     "KD",      "FID",      "KID",      "precision",
+                                                     "recall", "density", "coverage", "patch_FD", "patch-FID", "in_loop_FD"};
+      // Real images are at some distance to the teacher's, but that is no floor.
+      const bool of_sets = !name.starts_with("FD_teacher") &&
+                           std::any_of(std::begin(kOfSets), std::end(kOfSets), [&, n = std::string_view(name)](std::string_view k) { return n.starts_with(k); });
       const auto it = real.metrics.find(name);
       if (of_sets && it != real.metrics.end() && it->second.n == value.n) value.floor = it->second.value;
     }
@@ -324,6 +381,8 @@ Results run_evaluation(EvalConfig& c, at::Device device) {
 
   if (judges.judge) results.encoders.push_back(judges.judge->identity());
   if (judges.clip) results.encoders.push_back(judges.clip->identity());
+  if (judges.patch) results.encoders.push_back(judges.patch->identity());
+  if (judges.in_loop) results.encoders.push_back(judges.in_loop->identity());
   if (!c.perceptual.empty() && std::find(c.metrics.begin(), c.metrics.end(), "perceptual") != c.metrics.end())
     results.encoders.push_back(perceptual_identity(judges.context));
   results.provenance = provenance_of(c, *test, judges);
@@ -334,7 +393,8 @@ Results run_evaluation(EvalConfig& c, at::Device device) {
 
 std::string results_table(const Results& results) {
   std::vector<std::string> names, rest;
-  for (const std::string& name : metric_names(results.rows)) (is_generator_metric(name) ? rest : names).push_back(name);
+  for (const std::string& name : metric_names(results.rows))
+    (is_generator_metric(name) || is_in_loop_metric(name) ? rest : names).push_back(name);
   const auto text = [](const Value& v) { return format_value(v) + (v.note.empty() ? "" : " (" + v.note + ")"); };
   std::string out = "| images |";
   for (const std::string& name : names) out += fmt::format(" {} |", name);
@@ -352,7 +412,7 @@ std::string results_table(const Results& results) {
   for (const ResultRow& row : results.rows)
     for (const std::string& name : rest)
       if (const auto it = row.metrics.find(name); it != row.metrics.end())
-        out += fmt::format("\n- {}: {} {}", row.label, name, text(it->second));
+        out += fmt::format("\n- {}{}: {} {}", is_in_loop_metric(name) ? "[in-loop] " : "", row.label, name, text(it->second));
   return out + (rest.empty() ? "" : "\n");
 }
 

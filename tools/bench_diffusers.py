@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,8 @@ import warnings
 warnings.filterwarnings("ignore")
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+
+from bench_turns import Served, alternate, report  # noqa: E402
 
 DOWN, CROSS_DOWN, UP, CROSS_UP = "DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"
 SIZES = dict(sample_size=32, block_out_channels=[128, 256, 384], down_block_types=[DOWN, CROSS_DOWN, CROSS_DOWN],
@@ -80,22 +81,9 @@ class DiffusersSide:
         return time.perf_counter() - wall, time.process_time() - cpu
 
 
-class OurSide:
+class OurSide(Served):
     def __init__(self, binary, folder):
-        self.process = subprocess.Popen([binary, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.info = self.ask(f"load {folder}")
-
-    def ask(self, line):
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            sys.exit(f"bench_unet stopped at '{line}'")
-        return json.loads(answer)
-
-    def timed(self, line):
-        a = self.ask(line)
-        return a["wall"][0], a["cpu"][0]
+        super().__init__([binary, "--serve"], f"load {folder}")
 
     def step(self):
         return self.timed("train 1 0")
@@ -108,27 +96,6 @@ class OurSide:
 
     def loss(self):
         return self.ask("loss")["loss"]
-
-
-def report(name, threads, ours, theirs, first="ours", second="theirs"):
-    """ours, theirs: lists of (wall, cpu); one line with medians of seconds and of the ratio of each pair."""
-    m = statistics.median
-    ratios = sorted(t[0] / o[0] for o, t in zip(ours, theirs))
-    row = dict(name=name, pairs=len(ours), threads=threads, ours=m(o[0] for o in ours), theirs=m(t[0] for t in theirs),
-               speedup_wall=m(ratios), speedup_cpu=m(t[1] / o[1] for o, t in zip(ours, theirs)), lowest=ratios[0], highest=ratios[-1],
-               ours_cpu_per_wall=m(o[1] / o[0] for o in ours), theirs_cpu_per_wall=m(t[1] / t[0] for t in theirs))
-    print(f"{name:<28} {first} {row['ours']:8.4f} s  {second} {row['theirs']:8.4f} s  speed-up {row['speedup_wall']:.3f} "
-          f"[{row['lowest']:.2f}, {row['highest']:.2f}] (CPU time {row['speedup_cpu']:.3f})  CPU/wall {row['ours_cpu_per_wall']:.2f} and "
-          f"{row['theirs_cpu_per_wall']:.2f}  {row['pairs']} pairs", flush=True)
-    return row
-
-
-def alternate(pairs, first, second):
-    a, b = [], []
-    for i in range(pairs):  # A B B A A B ...: neither side always follows the other
-        for side, times in ((first, a), (second, b)) if i % 2 == 0 else ((second, b), (first, a)):
-            times.append(side())
-    return a, b
 
 
 def check(ours, theirs):

@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,8 @@ STARTED = time.perf_counter()
 import torch  # noqa: E402  (start-up is measured with its import)
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
+
+from bench_turns import Served, alternate, report  # noqa: E402
 
 SIZES = dict(vocab_size=8192, hidden_size=512, intermediate_size=1536, num_hidden_layers=12, num_attention_heads=8,
              num_key_value_heads=8, rms_norm_eps=1e-6, max_position_embeddings=512, rope_theta=10000.0)
@@ -161,22 +162,12 @@ class HuggingFaceSide:
         return time.perf_counter() - wall, time.process_time() - cpu, out[0, prompt:].tolist()
 
 
-class OurSide:
+class OurSide(Served):
     def __init__(self, binary, folder, batch, length):
-        self.process = subprocess.Popen([binary], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.info = self.ask(f"load {folder} {batch} {length}")
-
-    def ask(self, line):
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            sys.exit(f"bench_transformer stopped at '{line}'")
-        return json.loads(answer)
+        super().__init__([binary], f"load {folder} {batch} {length}")
 
     def step(self):
-        a = self.ask("train 1")
-        return a["wall"][0], a["cpu"][0]
+        return self.timed("train 1")
 
     def decode(self, prompt, count):
         a = self.ask(f"decode {prompt} {count}")
@@ -190,28 +181,6 @@ def make_model(folder):
     model = LlamaForCausalLM(LlamaConfig(**sizes, rope_parameters={"rope_theta": SIZES["rope_theta"], "rope_type": "default"},
                                          tie_word_embeddings=False))
     model.save_pretrained(folder)
-
-
-def report(name, threads, ours, theirs):
-    """ours, theirs: lists of (wall, cpu); one line with medians of seconds and of the ratio of each pair."""
-    ratio = [t[0] / o[0] for o, t in zip(ours, theirs)]
-    cpu_ratio = [t[1] / o[1] for o, t in zip(ours, theirs)]
-    m = statistics.median
-    row = dict(name=name, pairs=len(ours), threads=threads, ours=m(o[0] for o in ours), theirs=m(t[0] for t in theirs),
-               speedup_wall=m(ratio), speedup_cpu=m(cpu_ratio), ours_cpu_per_wall=m(o[1] / o[0] for o in ours),
-               theirs_cpu_per_wall=m(t[1] / t[0] for t in theirs))
-    print(f"{name:<34} ours {row['ours']:8.4f} s  theirs {row['theirs']:8.4f} s  speed-up {row['speedup_wall']:.3f} "
-          f"(CPU time {row['speedup_cpu']:.3f})  CPU/wall {row['ours_cpu_per_wall']:.2f} and {row['theirs_cpu_per_wall']:.2f}  "
-          f"{row['pairs']} pairs", flush=True)
-    return row
-
-
-def alternate(pairs, first, second):
-    a, b = [], []
-    for i in range(pairs):  # A B B A A B ...: neither side always follows the other
-        for side in ((first, a), (second, b)) if i % 2 == 0 else ((second, b), (first, a)):
-            side[1].append(side[0]()[:2])
-    return a, b
 
 
 def startup(command, environment, pairs_text):

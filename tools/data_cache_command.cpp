@@ -12,9 +12,9 @@
 #include "src/base/text.h"
 #include "src/dist/world.h"
 #include "src/models/autoencoder_kl.h"
+#include "src/models/model_folder.h"
 #include "src/pipelines/components.h"
 #include "src/pipelines/conditioner.h"
-#include "src/pipelines/pipeline.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
 #include "tools/data_cache_command.h"
@@ -32,14 +32,6 @@ struct CacheArguments {
   std::string vae, text, dtype = "float16", device = "auto";
   int64_t variants = 1, seed = 0, batch = 16, smallest_bucket = 0;
 };
-
-// A run, a checkpoint, a model folder, or the component's folder itself.
-fs::path model_folder(const fs::path& folder) {
-  if (fs::exists(folder / "vae" / "config.json") || fs::exists(folder / "config.json") ||
-      fs::is_directory(folder / "text_encoder"))
-    return folder;
-  return pipelines::find_model(folder);
-}
 
 void check_images(const Dataset& dataset, const models::AutoencoderKlConfig& vae) {
   if (dataset.size() == 0) fail<DataError>("the data set is empty: {}", dataset.description());
@@ -79,8 +71,8 @@ CacheEncoders make_encoders(const models::AutoencoderKL& vae, const pipelines::C
 void cache(const CacheArguments& a) {
   const auto dataset = open_dataset(a.data);
   const auto world = dist::World::from_environment({.device = kCacheDevices.at(a.device)});
-  const fs::path vae_model = model_folder(a.vae);
-  const auto vae = pipelines::load_frozen_component<models::AutoencoderKL>(vae_folder(vae_model), "AutoencoderKL");
+  const fs::path vae_folder = models::component_folder(a.vae, {"vae"});
+  const auto vae = pipelines::load_frozen_component<models::AutoencoderKL>(vae_folder, "AutoencoderKL");
   vae->to(world->device());
   check_images(*dataset, vae->config());
 
@@ -90,10 +82,10 @@ void cache(const CacheArguments& a) {
   options.smallest_bucket = a.smallest_bucket;
   options.half = a.dtype == "float16";
   options.split = data_split(a.data);
-  options.vae = vae_identity(vae_model), options.vae_name = a.vae;
+  options.vae = vae_identity(vae_folder), options.vae_name = a.vae;
   std::unique_ptr<pipelines::Conditioner> texts;
   if (!a.text.empty()) {
-    const fs::path folder = model_folder(a.text);
+    const fs::path folder = models::component_folder(a.text, {"text_encoder", "text_encoder_2"}).parent_path();
     texts = pipelines::Conditioner::load(folder, world->device());
     if (texts->trainable())
       fail<ConfigError>("{}: its text encoder is trained with the network: what it makes of a caption cannot be cached",

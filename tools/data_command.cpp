@@ -3,24 +3,24 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
 #include <mutex>
 #include <set>
-#include <thread>
 
 #include "datasets/dataset.h"
 #include "datasets/packed.h"
 #include "datasets/size_summary.h"
 #include "src/base/error.h"
 #include "src/base/log.h"
+#include "src/base/parallel.h"
 #include "src/base/progress.h"
 #include "src/base/text.h"
 #include "src/tensor/ops.h"
 #include "tools/commands.h"
 #include "tools/data_cache_command.h"
 #include "tools/data_source.h"
+#include "tools/data_teacher_command.h"
 
 namespace fewstep {
 
@@ -151,34 +151,25 @@ void verify(const DataArguments& a) {
   const int64_t total = dataset->size();
   if (total == 0) fail<DataError>("the data set is empty: {}", dataset->description());
   Progress progress("verify", total);
-  std::atomic<int64_t> next = 0;
   std::mutex mutex;
   int64_t done = 0, broken = 0;
-  const auto work = [&] {
-    for (int64_t i = next++; i < total; i = next++) {
-      std::string problem;
-      try {
-        const Sample sample = dataset->strict().get(i, 0, 0);  // not another in its place
-        const Tensor& read = sample.image.defined() ? sample.image : sample.latent_mean;
-        if (read.numel() == 0) problem = fmt::format("sample {}: the image is empty", sample.id);
-      } catch (const std::exception& e) {
-        problem = e.what();
-      }
-      std::lock_guard lock(mutex);
-      if (!problem.empty()) {
-        ++broken;
-        Progress::interrupt_line();
-        fmt::print("sample {}: {}\n", i, problem);
-      }
-      progress.update(++done, broken > 0 ? fmt::format("{} broken", broken) : "");
+  parallel_for(static_cast<size_t>(total), a.threads, [&](size_t i) {
+    std::string problem;
+    try {
+      const Sample sample = dataset->strict().get(static_cast<int64_t>(i), 0, 0);  // not another in its place
+      const Tensor& read = sample.image.defined() ? sample.image : sample.latent_mean;
+      if (read.numel() == 0) problem = fmt::format("sample {}: the image is empty", sample.id);
+    } catch (const std::exception& e) {
+      problem = e.what();
     }
-  };
-  {
-    const auto count =
-        a.threads > 0 ? a.threads : static_cast<int64_t>(std::max(1u, std::thread::hardware_concurrency()));
-    std::vector<std::jthread> threads;
-    for (int64_t t = 0; t < count; ++t) threads.emplace_back(work);
-  }
+    std::lock_guard lock(mutex);
+    if (!problem.empty()) {
+      ++broken;
+      Progress::interrupt_line();
+      fmt::print("sample {}: {}\n", i, problem);
+    }
+    progress.update(++done, broken > 0 ? fmt::format("{} broken", broken) : "");
+  });
   progress.finish();
   if (broken > 0) fail<DataError>("{}: {} of {} samples are broken", dataset->description(), broken, total);
   fmt::print("{}: all {} samples can be read\n", dataset->description(), total);
@@ -200,12 +191,15 @@ void add_data_command(CLI::App& app) {
   checking->add_option("--threads", a->threads, "0: one a core")->check(CLI::NonNegativeNumber);
   checking->callback([a] { verify(*a); });
   add_data_cache_command(data);
+  add_data_teacher_command(data);
   data->footer(
       "Examples:\n"
       "  fewstep data info configs/quickstart/vq.yaml\n"
       "  fewstep data pack --kind image_folder folder=photos image_size=256 --out train.h5\n"
       "  fewstep data verify train.h5\n"
-      "  fewstep data cache configs/sdxl/tiny.yaml --vae runs/vae --variants 4 --out train-latents.h5");
+      "  fewstep data cache configs/sdxl/tiny.yaml --vae runs/vae --variants 4 --out train-latents.h5\n"
+      "  fewstep data teacher configs/sdxl/text16.yaml --model runs/sdxl/text16 --count 4000 --with guidance=1.5 sampling_steps=50 "
+      "--out teacher.h5");
 }
 
 }  // namespace fewstep

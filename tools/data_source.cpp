@@ -36,9 +36,7 @@ std::unique_ptr<Dataset> open_file(const DataArguments& a) {
 }  // namespace
 
 Split data_split(const DataArguments& a) {
-  for (const Split split : {Split::train, Split::heldout, Split::test})
-    if (name_of(split) == a.split) return split;
-  fail<ConfigError>("--split: '{}' is not train, heldout or test", a.split);
+  return static_cast<Split>(find_entry(split_choices(), a.split, "split").value);
 }
 
 std::unique_ptr<Dataset> open_dataset(const DataArguments& a) {
@@ -71,7 +69,7 @@ CLI::App* add_data_action(CLI::App* data, const std::string& name, const std::st
                       "key.path=value over the file; with --kind keys of the data set itself");
   command->add_option("--kind", a.kind,
                       "kind of data set, without a file: fashion_mnist, image_folder, coco, hdf5, tuxpaint_stamps ...");
-  command->add_option("--split", a.split, "train, heldout or test")->check(CLI::IsMember({"train", "heldout", "test"}));
+  command->add_option("--split", a.split, "train, heldout or test")->check(CLI::IsMember(names_of(split_choices())));
   return command;
 }
 

@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
 struct ExperimentArguments {
   std::string folder, only;
   experiment::Scale scale = experiment::Scale::tiny;
-  bool save = false;
+  bool save = false, keep_finished = false;
 };
 
 const std::map<std::string, experiment::Scale> kScales = {{"tiny", experiment::Scale::tiny},
@@ -33,7 +33,7 @@ void run(const ExperimentArguments& a) {
   std::optional<experiment::PaperConfig> paper;
   if (fs::exists(folder / "paper.yaml")) paper = config::load<experiment::PaperConfig>(folder / "paper.yaml");
   const auto outcome = experiment::run_experiment(
-      config, {.program = fs::read_symlink("/proc/self/exe"), .only = a.only, .scale = a.scale});
+      config, {.program = fs::read_symlink("/proc/self/exe"), .only = a.only, .scale = a.scale, .keep_finished = a.keep_finished});
   const experiment::PaperConfig* beside = paper ? &*paper : nullptr;
   const fs::path out = experiment::make_plan(config).out;
   experiment::write_outcome(out, config, outcome, beside);
@@ -59,6 +59,8 @@ void add_experiment_command(CLI::App& app) {
   command->add_option("--scale", a->scale, "full: also full-scale rows, where nothing is missing")
       ->transform(CLI::CheckedTransformer(kScales));
   command->add_flag("--save", a->save, "also write DIR/results.json, the file that is committed");
+  command->add_flag("--keep-finished", a->keep_finished,
+                    "jobs that finished with the same command line count as done, though a config has changed (a key a newer version added)");
   command->footer(
       "Examples:\n"
       "  fewstep experiment experiments/quickstart\n"

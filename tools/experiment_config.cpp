@@ -21,7 +21,7 @@ void describe(config::Visitor& v, JobConfig& c) {
   v.field("command", c.command, "train, eval, sample, or another subcommand");
   v.field("target", c.target, "config file or model folder the command is given");
   v.field("folder", c.folder, "where it writes; empty: ${row}/<name>");
-  v.field("set", c.set, "keys of the target's config, over its file");
+  v.field("set", c.set, "keys of the target's config, over its file; a `seed` among them stays, whatever `seeds` says");
   v.field("args", c.args, "further arguments as they are");
 }
 
@@ -67,8 +67,11 @@ void describe(config::Visitor& v, ExperimentConfig& c) {
   v.field("seeds", c.seeds, "each row is run once per seed; empty: once, with the seeds of its configs");
   v.field("measured", c.measured, "label of the row taken from the eval jobs' results.json");
   v.field("columns", c.columns, "metric names or their beginnings, in this order; empty: all");
-  v.field("curve_x", c.curve_x, "metric (or its beginning) along x of curve.svg: a line a row, a point a value of the matrix");
+  v.field("curve_x", c.curve_x,
+          "metric (or its beginning) along x of curve.svg: a line a row, a point a value of the matrix, or an eval job of each_eval");
   v.field("curve_y", c.curve_y, "metric along y");
+  v.field("curve_also", c.curve_also, "further metrics along x, each a panel of its own under the first");
+  v.field("curve_points", c.curve_points, "every row is a point with its name instead, both axes logarithmic");
   v.check(c.curve_x.empty() == c.curve_y.empty(), "curve_y", "curve_x and curve_y are given together");
   v.field("report", c.report, "job whose report.html becomes the experiment's");
 }
@@ -219,15 +222,24 @@ fs::path shared_results(const RowConfig& row, const PlannedRun& shared) {
   fail<ConfigError>("row '{}': results_of names no shared eval job: {}", row.label, not_one_of(row.results_of, names));
 }
 
-// Two jobs that write one folder would each undo the other. Rows of `each_eval` are one chain.
+// What a job does, and all jobs before it in its chain: equal text, the same job.
+std::string chain_text(const std::string& before, const PlannedJob& job, const PlannedRun& run) {
+  return fmt::format("{}\n{} | {} | {} | {} | {} | {}", before, job.command, job.target, job.folder.lexically_normal().string(),
+                     fmt::join(job.overrides, " "), fmt::join(job.args, " "), run.seeded ? run.seed : -1);
+}
+
+// Two jobs that write one folder would each undo the other, unless they are the same: rows may begin with the same jobs in the same
+// folders, which are then run once. Rows of `each_eval` are one chain.
 void check_folders(const Plan& plan) {
-  std::map<fs::path, fs::path> used;  // folder of a job -> folder of its run
+  std::map<fs::path, std::string> used;  // folder of a job -> its chain
   const auto check = [&](const PlannedRun& run, const std::string& label) {
     std::set<fs::path> own;
+    std::string chain;
     for (const PlannedJob& job : run.jobs) {
       const fs::path folder = job.folder.lexically_normal();
-      const auto [it, added] = used.emplace(folder, run.folder);
-      if (!own.insert(folder).second || (!added && it->second != run.folder))
+      chain = chain_text(chain, job, run);
+      const auto [it, added] = used.emplace(folder, chain);
+      if (!own.insert(folder).second || (!added && it->second != chain))
         fail<ConfigError>("row '{}', job '{}': another job writes {} as well; put ${{row}} or ${{seed}} into 'folder'",
                           label, job.name, job.folder.string());
     }

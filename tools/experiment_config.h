@@ -12,6 +12,9 @@
 //
 // A row may have a matrix and seeds of its own in place of these.
 //
+// Rows may begin with the same jobs in the same folders (a training that several rows go on from): those are run once. A job whose
+// `set` holds a `seed` keeps it where `seeds` are given.
+//
 // ${run:JOB} is that job's folder in the same row and seed (or a shared job's), ${row} the row's folder, ${out} the
 // experiment's, ${label}, ${seed}. They may stand in target, folder, set and args.
 #pragma once
@@ -66,6 +69,8 @@ struct ExperimentConfig {
   std::string measured = "samples";  // label of the row in the eval jobs' results.json
   std::vector<std::string> columns;  // metric names or their beginnings, in this order; empty: all
   std::string curve_x, curve_y;      // metrics: a line through the points of each row's matrix, curve.svg; empty: none
+  std::vector<std::string> curve_also;  // further panels along other x
+  bool curve_points = false;            // a named point a row instead of lines; logarithmic axes
   std::string report;                // job whose report.html is copied to <out>/report.html
 };
 void describe(config::Visitor& v, JobConfig& c);

@@ -39,7 +39,7 @@ constexpr int kInterrupted = 130;
 std::string fingerprint(const PlannedJob& job, const PlannedRun& run, const std::string& before) {
   std::string text = before + "\n" + job.command + "\n" + job.target + "\n" + job.folder.string();
   std::vector<std::string> overrides = job.overrides;
-  if (run.seeded && (job.command == "train" || job.command == "eval"))
+  if (run.seeded && !has_own_seed(job) && (job.command == "train" || job.command == "eval"))
     overrides.push_back(fmt::format("seed={}", run.seed));
   if (job.command == "train") {
     auto c = config::load<RunConfig>(job.target, overrides);
@@ -77,6 +77,16 @@ class Record {
   bool known() const { return !entry_.empty(); }
   bool same(const std::string& print) const { return entry_.value("fingerprint", "") == print; }
   double seconds() const { return entry_.value("seconds", 0.0); }
+  // The same arguments ended well; --resume is not one of them.
+  bool finished_as(std::vector<std::string> arguments) const {
+    std::vector<std::string> before = entry_.value("arguments", std::vector<std::string>());
+    std::erase(before, "--resume"), std::erase(arguments, "--resume");
+    return succeeded() && before == arguments;
+  }
+  void adopt(const std::string& print) {
+    entry_["fingerprint"] = print;
+    save();
+  }
   void start(const std::string& print, const std::vector<std::string>& arguments) {
     const double before = same(print) ? seconds() : 0;  // an interrupted job's time counts as well
     entry_ = {{"fingerprint", print}, {"arguments", arguments}, {"seconds", before}};
@@ -108,20 +118,24 @@ void move_aside(const fs::path& folder) {
 }
 
 struct ChainResult {
-  bool ok = true;
+  bool ok = true, ran = false;  // ran: some job was started, now or in the chain before
   std::string detail = {};
   std::string fingerprint = {};
   double seconds = 0;
 };
 
-ChainResult run_chain(const PlannedRun& run, const std::string& label, const std::string& before,
-                      const fs::path& program) {
-  ChainResult result{.fingerprint = before};
+ChainResult run_chain(const PlannedRun& run, const std::string& label, const ChainResult& before,
+                      const RunOptions& options) {
+  ChainResult result{.ran = before.ran, .fingerprint = before.fingerprint};
   for (const PlannedJob& job : run.jobs) {
     Record record(job);
     result.fingerprint = fingerprint(job, run, result.fingerprint);
     // Who deletes a job's folder wants it made again; other commands need not leave one.
     const bool writes = job.command == "train" || job.command == "eval" || job.command == "sample";
+    if (options.keep_finished && !result.ran && !record.same(result.fingerprint) && record.finished_as(job_arguments(job, run)) && fs::exists(job.folder)) {
+      log::warn("{} / {}: kept, though its config, or a job before it, is another now", label, job.name);
+      record.adopt(result.fingerprint);
+    }
     if (record.done(result.fingerprint) && (!writes || fs::exists(job.folder))) {
       log::info("{} / {}: finished before, skipped", label, job.name);
       result.seconds += record.seconds();
@@ -131,8 +145,9 @@ ChainResult run_chain(const PlannedRun& run, const std::string& label, const std
     const std::vector<std::string> arguments = job_arguments(job, run);
     log::info("{} / {}: fewstep {}", label, job.name, fmt::format("{}", fmt::join(arguments, " ")));
     record.start(result.fingerprint, arguments);
+    result.ran = true;
     const auto start = std::chrono::steady_clock::now();
-    const int code = run_process(program, arguments);
+    const int code = run_process(options.program, arguments);
     record.finish(code, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     result.seconds += record.seconds();
     if (code == kInterrupted || signals::stop_requested())
@@ -166,13 +181,13 @@ std::optional<eval::ResultRow> measured_row(const PlannedRow& row, const Planned
   return std::nullopt;
 }
 
-RowOutcome run_row(const PlannedRow& row, const std::string& shared, const RunOptions& options) {
+RowOutcome run_row(const PlannedRow& row, const ChainResult& shared, const RunOptions& options) {
   RowOutcome outcome{.label = row.label, .scale = row.scale, .point = row.point};
   outcome.status = Status::done;
   std::vector<eval::ResultRow> measured;
   for (const PlannedRun& run : row.runs) {
     const std::string label = run.seeded ? fmt::format("{} (seed {})", row.label, run.seed) : row.label;
-    const ChainResult chain = run_chain(run, label, shared, options.program);
+    const ChainResult chain = run_chain(run, label, shared, options);
     outcome.seconds += chain.seconds;
     if (!chain.ok) {
       outcome.status = Status::failed;
@@ -240,17 +255,22 @@ bool Outcome::all_done() const {
   return std::none_of(rows.begin(), rows.end(), [](const RowOutcome& r) { return r.status == Status::failed; });
 }
 
+bool has_own_seed(const PlannedJob& job) {
+  return std::any_of(job.overrides.begin(), job.overrides.end(), [](const std::string& o) { return o.starts_with("seed="); });
+}
+
 std::vector<std::string> job_arguments(const PlannedJob& job, const PlannedRun& run) {
   std::vector<std::string> arguments = split(job.command, ' ');
   if (!job.target.empty()) arguments.push_back(job.target);
   arguments.insert(arguments.end(), job.overrides.begin(), job.overrides.end());
   const std::string seed = fmt::format("seed={}", run.seed);
+  const bool seeded = run.seeded && !has_own_seed(job);
   if (job.command == "train") {
-    if (run.seeded) arguments.push_back(seed);
+    if (seeded) arguments.push_back(seed);
     arguments.insert(arguments.end(), {"--run-dir", job.folder.string()});
     if (fs::exists(job.folder / "checkpoints")) arguments.push_back("--resume");
   } else if (job.command == "eval") {
-    if (run.seeded) arguments.push_back(seed);
+    if (seeded) arguments.push_back(seed);
     arguments.push_back("out=\"" + job.folder.string() + "\"");
   } else if (job.command == "sample") {
     if (run.seeded) arguments.insert(arguments.end(), {"--seed", std::to_string(run.seed)});
@@ -362,7 +382,7 @@ Outcome run_experiment(const ExperimentConfig& c, const RunOptions& options) {
   check_configs(plan);  // a typing error shows now, not after hours
 
   Outcome outcome;
-  const ChainResult shared = run_chain(plan.shared, "shared", "", options.program);
+  const ChainResult shared = run_chain(plan.shared, "shared", {}, options);
   if (!shared.ok) fail("the rows need the shared jobs: {}", shared.detail);
   for (const PlannedRow& row : plan.rows) {
     RowOutcome one{.label = row.label, .scale = row.scale, .point = row.point};
@@ -373,7 +393,7 @@ Outcome run_experiment(const ExperimentConfig& c, const RunOptions& options) {
     }
     if (chosen(row, options) &&
         (row.scale == Scale::tiny || (options.scale == Scale::full && one.status == Status::waiting)))
-      one = run_row(row, shared.fingerprint, options);
+      one = run_row(row, shared, options);
     else if (row.scale == Scale::tiny)
       one = earlier_outcome(row);
     for (const PlannedRun& run : row.runs)

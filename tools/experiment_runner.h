@@ -13,6 +13,7 @@ struct RunOptions {
   std::filesystem::path program;  // the fewstep binary that jobs are started with
   std::string only;               // label of one row; empty: all
   Scale scale = Scale::tiny;      // full: full rows too, where nothing is missing
+  bool keep_finished = false;     // finished jobs of the same command line stay, whatever configs say now, until one runs
 };
 
 enum class Status { done, failed, waiting, not_runnable };
@@ -47,6 +48,8 @@ eval::ResultRow mean_over_seeds(const std::string& label, const std::vector<eval
 // Starts program with arguments, stdout joined to stderr, forwards a stop request, returns its exit code (128 + signal
 // when it was killed).
 int run_process(const std::filesystem::path& program, const std::vector<std::string>& arguments);
+// The job says its own seed: that of the run is not given to it.
+bool has_own_seed(const PlannedJob& job);
 std::vector<std::string> job_arguments(const PlannedJob& job, const PlannedRun& run);
 
 // "1.2 M parameters; 19 MB a rank before activations; 0.4 TFLOP a step; missing: ..." and whether nothing is missing.

@@ -223,6 +223,37 @@ std::string heat_map(const ExperimentConfig& c, const Outcome& outcome) {
                          {.title = metrics[0], .x_label = c.matrix[1].first, .y_label = c.matrix[0].first});
 }
 
+namespace {
+
+// A line a row of the config (its matrix points or eval jobs), or with curve_points a point a row of the outcome.
+std::vector<io::Series> curve_series(const ExperimentConfig& c, const Outcome& outcome, const std::string& x, const std::string& y) {
+  std::vector<io::Series> series;
+  const auto add = [&](io::Series& line, const RowOutcome& point) {
+    const auto &values = point.result.metrics;
+    const auto at_x = values.find(x), at_y = values.find(y);
+    if (at_x == values.end() || at_y == values.end()) return;
+    line.x.push_back(at_x->second.value), line.y.push_back(at_y->second.value);
+  };
+  if (c.curve_points) {
+    for (const RowOutcome& point : outcome.rows) {
+      series.push_back({.label = point.label, .x = {}, .y = {}});
+      add(series.back(), point);
+      if (series.back().x.empty()) series.pop_back();
+    }
+    return series;
+  }
+  for (const RowConfig& row : c.rows) {
+    io::Series line{.label = row.label, .x = {}, .y = {}};
+    for (const RowOutcome& point : outcome.rows)
+      if (point.label == row.label || point.label.starts_with(row.label + ", ") || point.label.starts_with(row.label + "; "))
+        add(line, point);
+    if (line.x.size() > 1) series.push_back(std::move(line));
+  }
+  return series;
+}
+
+}  // namespace
+
 std::string curve(const ExperimentConfig& c, const Outcome& outcome) {
   if (c.curve_x.empty()) return "";
   std::vector<eval::ResultRow> results;
@@ -232,20 +263,17 @@ std::string curve(const ExperimentConfig& c, const Outcome& outcome) {
     const auto it = std::find_if(names.begin(), names.end(), [&](const std::string& n) { return n.starts_with(wanted); });
     return it == names.end() ? std::string() : *it;
   };
-  const std::string x = metric(c.curve_x), y = metric(c.curve_y);
-  std::vector<io::Series> series;
-  for (const RowConfig& row : c.rows) {
-    io::Series line{.label = row.label, .x = {}, .y = {}};
-    for (const RowOutcome& point : outcome.rows) {
-      const auto& values = point.result.metrics;
-      const auto at_x = values.find(x), at_y = values.find(y);
-      const bool own = point.label == row.label || point.label.starts_with(row.label + ", ");
-      if (!own || at_x == values.end() || at_y == values.end()) continue;
-      line.x.push_back(at_x->second.value), line.y.push_back(at_y->second.value);
-    }
-    if (line.x.size() > 1) series.push_back(std::move(line));
+  std::vector<std::string> wanted = {c.curve_x}, panels;
+  wanted.insert(wanted.end(), c.curve_also.begin(), c.curve_also.end());
+  const std::string y = metric(c.curve_y);
+  for (const std::string& w : wanted) {
+    const std::string x = metric(w);
+    const std::vector<io::Series> series = curve_series(c, outcome, x, y);
+    if (series.empty()) continue;
+    panels.push_back(io::svg_lines(series, {.title = panels.empty() ? c.name : "", .x_label = x, .y_label = y, .log_y = c.curve_points,
+                                            .log_x = c.curve_points, .names = c.curve_points, .height = c.curve_points ? 380 : 300}));
   }
-  return series.empty() ? "" : io::svg_lines(series, {.title = c.name, .x_label = x, .y_label = y});
+  return io::svg_stack(panels);
 }
 
 Json outcome_json(const ExperimentConfig& c, const Outcome& outcome) {

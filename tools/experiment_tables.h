@@ -23,7 +23,8 @@ std::string to_csv(const Table& table);
 std::string to_latex(const Table& table, const std::string& caption);
 // Of the first metric over a matrix with two keys; "" otherwise.
 std::string heat_map(const ExperimentConfig& config, const Outcome& outcome);
-// curve_y over curve_x, a line a row, a point a value of the matrix; "" without the keys or with less than two points.
+// curve_y over curve_x, a line a row, a point a value of the matrix or an eval job of each_eval (curve_points: a named point a
+// row), a panel for each of curve_also; "" without the keys or with nothing to draw.
 std::string curve(const ExperimentConfig& config, const Outcome& outcome);
 // `now`, where rows that were not run here (no result of theirs) are those of `before`: a table made on several machines or
 // days, one row at a time. Both as outcome_json gives them.

@@ -1,4 +1,4 @@
-// fewstep export RUN_OR_MODEL --format diffusers|single-file --out PATH
+// fewstep export RUN_OR_MODEL --format diffusers|single-file|lora-peft|lora-kohya --out PATH
 #include <CLI/CLI.hpp>
 
 #include <filesystem>
@@ -12,19 +12,22 @@
 #include "src/base/table.h"
 #include "src/base/text.h"
 #include "src/io/safetensors.h"
+#include "src/models/lora_files.h"
 #include "src/models/model.h"
 #include "src/models/model_folder.h"
 #include "src/models/stability_checkpoint.h"
 #include "src/models/weight_files.h"
 #include "src/tensor/ops.h"
 #include "tools/commands.h"
+#include "tools/distilled_model.h"
+#include "tools/export_lora.h"
 
 namespace fewstep {
 namespace {
 namespace fs = std::filesystem;
 
 struct ExportArguments {
-  std::string source, format, out, dtype, variant, from_variant, max_shard_size;
+  std::string source, format, out, dtype, variant, from_variant, max_shard_size, kohya_names, results;
   std::vector<std::string> metadata;
   bool ema = false;
 };
@@ -106,7 +109,7 @@ void export_diffusers(const fs::path& model_path, const fs::path& out, const Exp
   const models::ModelFolder model = models::read_model_folder(model_path);
   const models::WeightOptions options{.dtype = dtype_of(a), .max_shard_bytes = bytes_of(a.max_shard_size), .variant = a.variant};
   const bool rewrite = options.dtype || options.max_shard_bytes > 0 || !options.variant.empty() || !a.from_variant.empty();
-  if (!a.metadata.empty()) fail<ConfigError>("--metadata is for --format single-file");
+  if (!a.metadata.empty()) fail<ConfigError>("--metadata is for --format single-file, lora-peft and lora-kohya");
   const Json index = diffusers_index(model);
   if (index == model.index) models::place_file(model_path / "model_index.json", out / "model_index.json");
   else write_json(out / "model_index.json", index);
@@ -117,7 +120,8 @@ void export_diffusers(const fs::path& model_path, const fs::path& out, const Exp
     }
     for (const fs::path& file : models::files_below(c.folder)) models::place_file(c.folder / file, out / c.name / file);
   }
-  if (fs::exists(model_path / models::kExtraFile)) models::place_file(model_path / models::kExtraFile, out / models::kExtraFile);
+  for (const char* beside : {models::kExtraFile, models::kDistillationFile})
+    if (fs::exists(model_path / beside)) models::place_file(model_path / beside, out / beside);
 }
 
 void export_single_file(const fs::path& model_path, const fs::path& out, const ExportArguments& a) {
@@ -126,12 +130,40 @@ void export_single_file(const fs::path& model_path, const fs::path& out, const E
   models::write_single_file(model_path, out, {.dtype = dtype_of(a), .variant = a.from_variant, .metadata = metadata_of(a)});
 }
 
+void write_adapter(const fs::path& model_path, const fs::path& out, const ExportArguments& a, models::LoraForm form) {
+  for (const auto& [name, given] : {std::pair{"--variant", !a.variant.empty()}, {"--from-variant", !a.from_variant.empty()},
+                                    {"--max-shard-size", !a.max_shard_size.empty()}, {"--ema", a.ema}})
+    if (given) fail<ConfigError>("{}: means nothing to --format {}", name, a.format);
+  export_lora(model_path, out, {.form = form, .dtype = dtype_of(a), .metadata = metadata_of(a), .results = a.results});
+}
+void export_peft(const fs::path& model_path, const fs::path& out, const ExportArguments& a) {
+  write_adapter(model_path, out, a, models::LoraForm::peft);
+}
+void export_kohya(const fs::path& model_path, const fs::path& out, const ExportArguments& a) {
+  struct Spelling {
+    std::string_view name;
+    models::LoraForm form;
+  };
+  static constexpr Spelling kSpellings[] = {{"diffusers", models::LoraForm::kohya}, {"sgm", models::LoraForm::kohya_sgm}};
+  write_adapter(model_path, out, a, find_entry(std::span<const Spelling>(kSpellings), a.kohya_names.empty() ? "diffusers" : a.kohya_names, "--kohya-names").form);
+}
+
+enum class Makes { folder, file, either };  // either: a file where --out ends in .safetensors
 struct ExportFormat {
   std::string_view name;
-  bool is_folder;  // what it makes
+  Makes makes;
   void (*write)(const fs::path& model, const fs::path& out, const ExportArguments& a);
 };
-constexpr ExportFormat kFormats[] = {{"diffusers", true, export_diffusers}, {"single-file", false, export_single_file}};
+constexpr ExportFormat kFormats[] = {{"diffusers", Makes::folder, export_diffusers},
+                                     {"single-file", Makes::file, export_single_file},
+                                     {"lora-peft", Makes::either, export_peft},
+                                     {"lora-kohya", Makes::either, export_kohya}};
+
+void check_lora_arguments(const ExportArguments& a, const ExportFormat& format) {
+  if (!a.kohya_names.empty() && format.name != "lora-kohya") fail<ConfigError>("--kohya-names: is for --format lora-kohya, not {}", format.name);
+  if (!a.results.empty() && format.makes != Makes::either) fail<ConfigError>("--results: is for the model card of --format lora-peft and lora-kohya, not {}", format.name);
+  if (!a.results.empty() && !fs::exists(a.results)) fail<DataError>("--results {}: no such file", a.results);
+}
 
 // The source as a model folder. With --ema a single file is unpacked anew, into `scratch`.
 fs::path source_folder(const ExportArguments& a, const fs::path& scratch) {
@@ -146,16 +178,19 @@ void export_model(const ExportArguments& a) {
   const ExportFormat& format = find_entry(std::span<const ExportFormat>(kFormats), a.format, "--format");
   const fs::path out = fs::path(a.out).lexically_normal(), parent = out.has_parent_path() ? out.parent_path() : fs::path(".");
   std::error_code code;
-  if (fs::is_directory(out, code) && (!format.is_folder || !fs::is_empty(out, code)))
-    fail<ConfigError>("--out {}: a folder{}", out.string(), format.is_folder ? " with files in it: remove it or name another one" : ", a file is made");
-  if (!fs::is_directory(out, code) && fs::exists(out, code) && format.is_folder) fail<ConfigError>("--out {}: a file, a folder is made", out.string());
+  check_lora_arguments(a, format);
+  const bool is_folder = format.makes == Makes::folder || (format.makes == Makes::either && out.extension() != ".safetensors");
+  if (fs::is_directory(out, code) && (!is_folder || !fs::is_empty(out, code)))
+    fail<ConfigError>("--out {}: a folder{}", out.string(), is_folder ? " with files in it: remove it or name another one" : ", a file is made");
+  if (!fs::is_directory(out, code) && fs::exists(out, code) && is_folder) fail<ConfigError>("--out {}: a file, a folder is made", out.string());
   make_directories(parent);
   std::string pattern = (parent / ".export-XXXXXX").string();
   if (::mkdtemp(pattern.data()) == nullptr) fail<DataError>("{}: cannot be written to", parent.string());
   const fs::path scratch = pattern;
   try {
     const fs::path model = source_folder(a, scratch / "unpacked"), result = scratch / out.filename();
-    if (format.is_folder) make_directories(result);
+    read_distilled_model(model);  // ConfigError: a scheduler that does not give the levels the student was trained at
+    if (is_folder) make_directories(result);
     format.write(model, result, a);
     fs::rename(result, out);
     log::info("{}: {} of {}", out.string(), format.name, model.string());
@@ -169,20 +204,28 @@ void export_model(const ExportArguments& a) {
 }  // namespace
 
 void add_export_command(CLI::App& app) {
-  auto* command = app.add_subcommand("export", "Write a model as a diffusers folder or as one file for ComfyUI, the webui and others");
+  auto* command = app.add_subcommand("export", "Write a model as a diffusers folder or as one file for ComfyUI, the webui and others, or its adapter as a LoRA");
   auto a = std::make_shared<ExportArguments>();
   command->add_option("MODEL", a->source, "run folder (its latest checkpoint), model folder, or a checkpoint in a single file")->required();
-  command->add_option("--format", a->format, "diffusers, single-file")->required();
-  command->add_option("--out", a->out, "new folder, or file *.safetensors")->required();
+  command->add_option("--format", a->format, "diffusers, single-file, lora-peft, lora-kohya")->required();
+  command->add_option("--out", a->out, "new folder, or file *.safetensors; for a LoRA either: the folder has a scheduler and a model card, too")->required();
   command->add_option("--dtype", a->dtype, "of the weights: float32, float16, bfloat16; default: as they are");
   command->add_option("--variant", a->variant, "diffusers: word in the weight files' names, fp16");
   command->add_option("--from-variant", a->from_variant, "take this variant of the source's weights");
   command->add_option("--max-shard-size", a->max_shard_size, "diffusers: largest weight file, 5GB; default: one file");
-  command->add_option("--metadata", a->metadata, "single-file: KEY=VALUE into the file, modelspec.title=...; may be given again");
+  command->add_option("--metadata", a->metadata, "single-file, lora-*: KEY=VALUE into the file, modelspec.title=...; may be given again");
   command->add_flag("--ema", a->ema, "of a single file that holds them: the moving averages");
+  command->add_option("--kohya-names", a->kohya_names, "lora-kohya: blocks as diffusers numbers them (default), or as sgm (sd-scripts)");
+  command->add_option("--results", a->results, "lora-*, folder: results.json of eval, for the model card");
   command->footer("Examples:\n"
                   "  fewstep export runs/sdxl --format single-file --out sdxl.safetensors --dtype float16\n"
                   "  fewstep export sd_xl_base_1.0.safetensors --format diffusers --out sdxl-base --dtype float16 --variant fp16\n"
+                  "  fewstep export runs/dmd2 --format lora-peft --out dmd2-lora --results runs/dmd2_eval/results.json\n"
+                  "      dmd2-lora/pytorch_lora_weights.safetensors, scheduler/scheduler_config.json, README.md (base, steps, sampler, metrics, hashes)\n"
+                  "  fewstep export runs/dmd2 --format lora-kohya --kohya-names sgm --dtype bfloat16 --out dmd2.safetensors     one file, for ComfyUI\n"
+                  "  fewstep sample sdxl-base lora=dmd2-lora --steps 4 --prompt \"a lighthouse\"                                  and back\n"
+                  "lora-peft: names of diffusers, alpha = rank (alpha / rank is inside B). lora-kohya: lora_down, lora_up and .alpha for every layer. The\n"
+                  "strength is the same in all. A student whose scheduler does not give the sigmas it was trained at is not exported.\n"
                   "Both directions keep every tensor's bytes unless --dtype is given; equal models make equal files.");
   command->callback([a] { export_model(*a); });
 }

@@ -150,6 +150,7 @@ void add_sample_command(CLI::App& app) {
                   "  fewstep sample runs/sdxl/tiny --prompt \"a dress\" --num 8 --steps 50 guidance=5 original_size=[28,28]\n"
                   "  fewstep sample sdxl-base --refiner sdxl-refiner --prompt \"a lighthouse\" --steps 50 guidance=5 sampler=euler handover=0.8\n"
                   "  fewstep sample sdxl-base --init-image photo.png --strength 0.4 --prompt \"a watercolour\" height=832 width=1216\n"
+                  "  fewstep sample sdxl-base lora=dmd2-lora --steps 4 --prompt \"a lighthouse\"     LoRA files of PEFT's, kohya's and sgm's names, lora_scale=1\n"
                   "What every key means: fewstep config explain sample");
   command->callback([a] { sample(*a); });
 }

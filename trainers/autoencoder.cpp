@@ -9,8 +9,9 @@
 #include "src/io/image.h"
 #include "src/io/safetensors.h"
 #include "src/models/model.h"
+#include "src/models/model_folder.h"
+#include "src/models/weight_files.h"
 #include "src/nn/gradients.h"
-#include "src/pipelines/pipeline.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
 #include "src/tensor/rng.h"
@@ -153,9 +154,7 @@ class AutoencoderTrainer : public Trainer {
 
   void load_initial() {
     const NoGrad no_grad;
-    fs::path folder = config_.init;
-    if (!fs::exists(folder / "config.json")) folder = pipelines::find_model(folder) / "vae";
-    const fs::path weights = models::find_weights(folder);
+    const fs::path weights = models::find_weights(models::component_folder(config_.init, {"vae"}));
     model_.load(io::Safetensors(weights).all(), weights.string());
   }
 

@@ -3,6 +3,7 @@
 #include "datasets/loader.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
+#include "trainers/random_crops.h"
 
 namespace fewstep {
 
@@ -13,7 +14,9 @@ void calibrate_features(models::ConvEncoder& encoder, const TrainContext& contex
   std::vector<Tensor> raw;
   for (int64_t start = 0; start < total; start += 256) {
     const Batch batch = load_range(data, start, std::min(total, start + 256), context.seed);
-    raw.push_back(encoder(batch.images.to(context.world.device())).raw);
+    const int64_t side = encoder.config().image_size;  // less than the images': an encoder of cut-outs
+    const Tensor images = side < batch.images.size(2) ? random_crops(batch.images, batch.ids, side, context.seed, 0) : batch.images;
+    raw.push_back(encoder(images.to(context.world.device())).raw);
   }
   encoder.calibrate(at::cat(raw));
 }

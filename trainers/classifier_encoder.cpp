@@ -11,15 +11,18 @@
 #include "trainers/corruptions.h"
 #include "trainers/losses.h"
 #include "trainers/micro_batches.h"
+#include "trainers/random_crops.h"
 #include "trainers/trainable_set.h"
 
 namespace fewstep {
 namespace {
 
-models::ConvEncoderConfig complete(models::ConvEncoderConfig c, const TrainContext& context) {
+models::ConvEncoderConfig complete(models::ConvEncoderConfig c, int64_t crop, const TrainContext& context) {
   const Sample first = context.train.get(0, 0, 0);
   c.in_channels = first.image.size(0);
-  c.image_size = first.image.size(1);
+  c.image_size = crop > 0 ? crop : first.image.size(1);
+  if (crop > std::min(first.image.size(1), first.image.size(2)))
+    fail<ConfigError>("trainer.crop: {} pixels from images of {} x {}", crop, first.image.size(1), first.image.size(2));
   c.classes = static_cast<int64_t>(context.train.class_names().size());
   c.auxiliary = corruption_names();
   if (c.classes == 0) fail<ConfigError>("classifier_encoder needs a data set with classes; {} has none", context.train.description());
@@ -30,7 +33,7 @@ models::ConvEncoderConfig complete(models::ConvEncoderConfig c, const TrainConte
 class ClassifierEncoderTrainer : public Trainer {
  public:
   ClassifierEncoderTrainer(const ClassifierEncoderConfig& config, const TrainContext& context)
-      : config_(config), context_(context), model_(complete(config.model, context)),
+      : config_(config), context_(context), model_(complete(config.model, config.crop, context)),
         pool_(context.train, config.partner_images, context.seed),
         set_("encoder", start_network(model_, context), config.optimizer, context.world, context.horizon) {}
 
@@ -40,7 +43,8 @@ class ClassifierEncoderTrainer : public Trainer {
     for_micro_batches(batch, context_.accumulate, [&](Batch micro, bool last) {
       if (config_.flip) micro.images = flip_half(micro, at);
       const Corrupted c = corrupt(micro, pool_, config_.clean_share, at.seed, at.step);
-      const auto out = model_(c.images);
+      // Cut after the corruption: a blur reaches over the edge of the cut-out, as in an image.
+      const auto out = model_(cropped(c.images, micro.ids, at.seed, at.step));
       // Mixed pictures have no class: their rows are left out of the class loss.
       const Tensor ce = at::cross_entropy_loss(out.logits, micro.labels, {}, at::Reduction::None, -100, config_.label_smoothing);
       const Tensor class_sum = (ce * c.content).sum();
@@ -58,7 +62,7 @@ class ClassifierEncoderTrainer : public Trainer {
   Metrics validate(const Batch& batch) override {
     const TrainableSet::EmaScope ema(set_);
     Metrics metrics;
-    metrics.add("accuracy", correct_count(model_.logits(batch.images), batch.labels), static_cast<double>(batch.size()));
+    metrics.add("accuracy", correct_count(model_.logits(cropped(batch.images, batch.ids, context_.seed, 0)), batch.labels), static_cast<double>(batch.size()));
     return metrics;
   }
 
@@ -77,6 +81,9 @@ class ClassifierEncoderTrainer : public Trainer {
   void load_state(const std::map<std::string, TensorMap>& files) override { set_.load_state(files); }
 
  private:
+  Tensor cropped(const Tensor& images, const Tensor& ids, uint64_t seed, int64_t step) const {
+    return config_.crop > 0 ? random_crops(images, ids, config_.crop, seed, step) : images;
+  }
   static Tensor flip_half(const Batch& batch, const StepContext& at) {
     const Tensor u = uniform_by_id(batch.ids, 1, at.seed, Stream::mix, at.step).view({-1, 1, 1, 1});
     return at::where(u.lt(0.5), batch.images, batch.images.flip({3}));
@@ -98,6 +105,8 @@ void ClassifierEncoderConfig::describe(config::Visitor& v) {
   v.field("corruption_weight", corruption_weight, "weight of grading corruptions (squared error)", config::kNonNegative);
   v.field("label_smoothing", label_smoothing, "of the class loss", config::kUnit);
   v.field("flip", flip, "mirror half of the images");
+  v.field("crop", crop, "side of the random square cut-outs it is trained on, for distances of patches; 0: whole images",
+          config::kNonNegative);
   v.field("partner_images", partner_images, "images kept in memory that mixed pictures are made of", config::kAtLeastOne);
 }
 

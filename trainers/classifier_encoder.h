@@ -14,6 +14,7 @@ struct ClassifierEncoderConfig : TrainerConfig {
   double corruption_weight = 5.0;   // of the graded corruptions' squared error
   double label_smoothing = 0.05;
   bool flip = true;
+  int64_t crop = 0;                 // side of the random cut-outs it is trained on; 0: whole images
   int64_t partner_images = 4096;    // kept in memory for mixed pictures
 
   std::string_view kind() const override { return "classifier_encoder"; }

@@ -5,6 +5,7 @@
 #include "datasets/loader.h"
 #include "src/base/error.h"
 #include "src/base/log.h"
+#include "src/diffusion/fixed_noise.h"
 #include "src/diffusion/scheduler_config.h"
 #include "src/nn/lora.h"
 #include "src/pipelines/draw_latents.h"
@@ -69,7 +70,7 @@ class DiffusionTrainer : public Trainer {
       const Tensor x0 = latents(micro, {.ids = ids, .seed = at.seed, .step = at.step});
       const Noised n = noised(x0, ids, draw_timesteps(ids, first, at), at);
       const pipelines::ConditionDrop drop = pipelines::draw_drop(task_.dropout, ids, at.seed, at.step);
-      const Tensor output = predict(n, micro, drop);
+      const Tensor output = predict(n.x_t, n.t, micro, drop);
       const Tensor loss = diffusion::diffusion_loss(task_.loss, model_.prediction, model_.schedule, output, target(n), n.t).sum();
       set_.backward(loss * (static_cast<double>(context_.world.size()) / static_cast<double>(context_.batch_size)), last);
       metrics.add("loss", loss, static_cast<double>(micro.size()));
@@ -81,18 +82,15 @@ class DiffusionTrainer : public Trainer {
   }
 
   // Mean squared error without weights, dropout and noise offset, so that stages and weightings compare. Each sample has its own
-  // noise and noise level for good, spread evenly over the slices of the axis.
+  // noise and one noise level for good, spread evenly over the slices of the axis.
   Metrics validate(const Batch& batch) override {
     const TrainableSet::EmaScope ema(set_);
     const Tensor ids = batch.ids.to(at::kCPU);
     const Tensor slice = ids.remainder(task_.validation_levels);
-    const Tensor share = (slice + uniform_by_id(ids, 1, context_.seed, Stream::eval, 0).select(1, 0)) / static_cast<double>(task_.validation_levels);
-    diffusion::TimestepSampling law;
-    law.min = task_.timesteps.min, law.max = task_.timesteps.max;
-    Noised n{.x0 = latents(batch, {}), .noise = {}, .x_t = {}, .t = diffusion::sample_timesteps(law, model_.schedule, share).to(device_)};
-    n.noise = normal_by_id(ids, n.x0.sizes().slice(1), context_.seed, Stream::eval, 1).to(n.x0.options());
-    n.x_t = diffusion::add_noise(model_.schedule, n.x0, n.noise, n.t);
-    const Tensor loss = diffusion::diffusion_loss({}, model_.prediction, model_.schedule, predict(n, batch, {}), target(n), n.t).to(at::kCPU);
+    const diffusion::FixedNoise fixed{.ids = ids, .seed = context_.seed, .levels = task_.validation_levels,
+                                      .min = task_.timesteps.min, .max = task_.timesteps.max};
+    const Tensor loss = diffusion::fixed_noise_loss(model_.schedule, model_.prediction, fixed, slice, latents(batch, {}),
+        [&](const Tensor& x_t, const Tensor& t) { return predict(x_t, t, batch, {}); }).to(at::kCPU);
     Metrics metrics;
     metrics.add("loss", loss.sum(), static_cast<double>(batch.size()));
     for (int64_t i = 0; i < task_.validation_levels; ++i) {
@@ -181,11 +179,11 @@ class DiffusionTrainer : public Trainer {
     return n;
   }
 
-  Tensor predict(const Noised& n, const Batch& batch, const pipelines::ConditionDrop& drop) const {
+  Tensor predict(const Tensor& x_t, const Tensor& t, const Batch& batch, const pipelines::ConditionDrop& drop) const {
     const Autocast autocast(device_.type(), at::kBFloat16, task_.precision == Precision::bfloat16);
     const nn::AdapterScope adapter(tuning_.active());
     const models::UNetConditions conditions = (*model_.conditioner)(condition_input(batch), drop);
-    return (*model_.unet)(n.x_t, n.t, pipelines::to_device(conditions, device_));
+    return (*model_.unet)(x_t, t, pipelines::to_device(conditions, device_));
   }
 
   Tensor target(const Noised& n) const {

@@ -6,6 +6,7 @@
 #include "src/decoding/decoders.h"
 #include "src/io/image.h"
 #include "src/models/model.h"
+#include "src/models/model_folder.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
 #include "src/tensor/rng.h"
@@ -15,7 +16,7 @@ namespace fewstep {
 namespace fs = std::filesystem;
 
 std::unique_ptr<models::VQModel> load_vq(const std::string& folder, std::string_view key, at::Device device) {
-  auto module = models::load_model(pipelines::find_model(folder) / "vq");
+  auto module = models::load_model(models::component_folder(folder, {"vq"}));
   auto* vq = dynamic_cast<models::VQModel*>(module.get());
   if (!vq) fail<ConfigError>("{}: {} holds no VQModel", key, folder);
   module.release();

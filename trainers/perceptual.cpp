@@ -5,7 +5,7 @@
 #include "src/base/error.h"
 #include "src/models/contrastive.h"
 #include "src/models/model.h"
-#include "src/pipelines/pipeline.h"
+#include "src/models/model_folder.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
 
@@ -37,10 +37,8 @@ PerceptualDistance::PerceptualDistance(const std::string& folder, std::vector<in
                                              examples.scalar_type());
     return;
   }
-  const fs::path root = pipelines::find_model(folder);
-  for (const char* component : {"clip", "encoder"})
-    if (fs::exists(root / component / "config.json")) model_ = models::load_model(root / component);
-  if (!model_) fail<ConfigError>("{}: no encoder in this folder (expected a component 'clip' or 'encoder')", root.string());
+  const fs::path root = models::component_folder(folder, {"encoder", "clip"});
+  model_ = models::load_model(root);
   if (const auto* clip = dynamic_cast<const models::ContrastiveModel*>(model_.get())) encoder_ = &clip->image();
   if (const auto* encoder = dynamic_cast<const models::ConvEncoder*>(model_.get())) encoder_ = encoder;
   FEW_CHECK(encoder_ != nullptr, "{}: not a ConvEncoder nor a ContrastiveModel", root.string());

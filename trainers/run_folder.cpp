@@ -16,6 +16,7 @@
 #include "src/io/image.h"
 #include "src/io/safetensors.h"
 #include "src/io/tensorboard.h"
+#include "src/models/json_fields.h"
 #include "src/tensor/ops.h"
 
 namespace fewstep {
@@ -109,16 +110,17 @@ void write_checkpoint(const fs::path& target, const Trainer& trainer, const Chec
 
 CheckpointState checkpoint_state(const fs::path& folder) {
   const Json saved = read_json(folder / "state.json");
-  return {.step = saved.at("step"), .images = saved.at("images"), .epoch = saved.at("epoch"),
-          .stage = saved.value("stage", int64_t{0}), .seconds = saved.at("seconds")};
+  const models::JsonDataFields fields(saved, (folder / "state.json").string());
+  return {.step = fields.at<int64_t>("step"), .images = fields.at<int64_t>("images"), .epoch = fields.at<int64_t>("epoch"),
+          .stage = fields.value("stage", int64_t{0}), .seconds = fields.at<double>("seconds")};
 }
 
 CheckpointState read_checkpoint(const fs::path& folder, Trainer& trainer, const std::string& resolved_config, int world_size,
                                 const CarryConfig& carry) {
   const Json saved = read_json(folder / "state.json");
-  if (saved.value("format_version", 0) != kFormatVersion)
-    fail<DataError>("{}: checkpoint format {} is not {}, the one this program writes", folder.string(),
-                    saved.value("format_version", 0), kFormatVersion);
+  const models::JsonDataFields fields(saved, (folder / "state.json").string());
+  if (const auto version = fields.value("format_version", int64_t{0}); version != kFormatVersion)
+    fail<DataError>("{}: checkpoint format {} is not {}, the one this program writes", folder.string(), version, kFormatVersion);
   std::string changed;
   for (const auto& d : config::differences(read_text(folder / "config.yaml"), resolved_config))
     if (changes_the_run(d, saved)) changed += fmt::format("\n  {}: {} -> {}", d.key, d.before, d.after);

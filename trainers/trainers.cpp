@@ -9,7 +9,9 @@ std::unique_ptr<TrainerConfig> make_classifier_encoder();
 std::unique_ptr<TrainerConfig> make_contrastive();
 std::unique_ptr<TrainerConfig> make_diffusion();
 std::unique_ptr<TrainerConfig> make_dino();
+std::unique_ptr<TrainerConfig> make_dmd2();
 std::unique_ptr<TrainerConfig> make_next_clean_token();
+std::unique_ptr<TrainerConfig> make_pcm();
 std::unique_ptr<TrainerConfig> make_vq_tokenizer();
 
 std::span<const TrainerKind> trainer_kinds() {
@@ -20,7 +22,9 @@ std::span<const TrainerKind> trainer_kinds() {
       {"contrastive", make_contrastive},
       {"diffusion", make_diffusion},
       {"dino", make_dino},
+      {"dmd2", make_dmd2},
       {"next_clean_token", make_next_clean_token},
+      {"pcm", make_pcm},
       {"vq_tokenizer", make_vq_tokenizer},
   };
   return kinds;

@@ -74,10 +74,4 @@ Denoised split_prediction(Prediction prediction, const Tensor& output, const Ten
   return split_at<double>(prediction, output, x_t, alpha, sigma);
 }
 
-Tensor convert_prediction(Prediction from, Prediction to, const Tensor& output, const Tensor& x_t, const Tensor& alpha, const Tensor& sigma) {
-  if (from == to) return output;
-  const Denoised parts = split_prediction(from, output, x_t, alpha, sigma);
-  return prediction_target(to, parts.x0, parts.noise, alpha, sigma);
-}
-
 }  // namespace fewstep::diffusion

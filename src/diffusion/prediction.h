@@ -27,8 +27,5 @@ Tensor prediction_target(Prediction prediction, const Tensor& x0, const Tensor& 
 // epsilon needs alpha > 0 and sample needs sigma > 0 for the other half of the answer; v_prediction and flow need neither.
 Denoised split_prediction(Prediction prediction, const Tensor& output, const Tensor& x_t, const Tensor& alpha, const Tensor& sigma);
 Denoised split_prediction(Prediction prediction, const Tensor& output, const Tensor& x_t, double alpha, double sigma);
-// The same prediction in another form.
-Tensor convert_prediction(Prediction from, Prediction to, const Tensor& output, const Tensor& x_t, const Tensor& alpha,
-                          const Tensor& sigma);
 
 }  // namespace fewstep::diffusion

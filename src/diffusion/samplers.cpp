@@ -170,16 +170,6 @@ Tensor sample(const Schedule& schedule, const SamplingPlan& plan, Prediction pre
   fail("unknown sampler {}", static_cast<int>(config.sampler));
 }
 
-bool is_stochastic(const SamplingConfig& config) {
-  switch (config.sampler) {
-    case SamplerKind::ddpm:
-    case SamplerKind::euler_ancestral:
-    case SamplerKind::lcm: return true;
-    case SamplerKind::ddim: return config.eta > 0.0;
-    default: return false;
-  }
-}
-
 int64_t evaluations(const SamplingPlan& plan, SamplerKind sampler) {
   if (sampler != SamplerKind::heun) return plan.steps();
   return 2 * plan.steps() - (plan.ends_clean() && plan.steps() > 0 ? 1 : 0);

@@ -33,7 +33,6 @@ struct SamplerState {
 Tensor sample(const Schedule& schedule, const SamplingPlan& plan, Prediction prediction, const SamplingConfig& config,
               const Network& network, Tensor x_start, const NoiseSource& noise = {}, const Observer& observe = {},
               SamplerState* state = nullptr);
-bool is_stochastic(const SamplingConfig& config);  // draws noise after the start
 int64_t evaluations(const SamplingPlan& plan, SamplerKind sampler);  // network calls (times two with guidance)
 
 }  // namespace fewstep::diffusion

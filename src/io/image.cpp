@@ -133,10 +133,6 @@ Tensor decode_image_resized(std::string_view bytes, std::string_view name, const
   return to_tensor(resize_pixels(pixels, size, o.filter, window));
 }
 
-Tensor read_image_resized(const fs::path& path, const ResizeOptions& options) {
-  return decode_image_resized(read_text(path), path.string(), options);
-}
-
 namespace {
 
 Tensor window_of(const Pixels& pixels, const WindowOptions& o) {

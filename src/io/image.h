@@ -40,7 +40,6 @@ struct ResizeOptions {
   Channels channels = Channels::rgb;
   bool fast = false;  // JPEG: let the decoder scale by 1/2, 1/4, 1/8 first (close to the exact result, not equal)
 };
-Tensor read_image_resized(const std::filesystem::path& path, const ResizeOptions& options);
 Tensor decode_image_resized(std::string_view bytes, std::string_view name, const ResizeOptions& options);
 
 // Decode, resize to `size`, keep the window of it that begins at (x, y): only that is computed. Equal bit for bit to the

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 
 #include "src/base/text.h"
@@ -140,11 +141,13 @@ std::string y_grid(const Frame& f, const Axis& y, const PlotOptions& o) {
   return out;
 }
 
-bool drawable(double x, double y, bool log_y) { return std::isfinite(x) && std::isfinite(y) && (!log_y || y > 0); }
+bool drawable(double x, double y, const PlotOptions& o) {
+  return std::isfinite(x) && std::isfinite(y) && (!o.log_y || y > 0) && (!o.log_x || x > 0);
+}
 
 // Gaps where a value is missing; single points become dots.
-std::string draw_series(const Series& s, const Axis& x, const Axis& y, bool log_y, const std::string& stroke) {
-  std::string path, dots;
+std::string draw_series(const Series& s, const Axis& x, const Axis& y, const PlotOptions& o, const std::string& stroke) {
+  std::string path, dots, name;
   const size_t n = std::min(s.x.size(), s.y.size());
   size_t run = 0;
   double px = 0, py = 0;
@@ -153,19 +156,24 @@ std::string draw_series(const Series& s, const Axis& x, const Axis& y, bool log_
     run = 0;
   };
   for (size_t i = 0; i < n; ++i) {
-    if (!drawable(s.x[i], s.y[i], log_y)) {
+    if (!drawable(s.x[i], s.y[i], o)) {
       end_run();
       continue;
     }
-    px = x.at(s.x[i]);
-    py = y.at(log_y ? std::log10(s.y[i]) : s.y[i]);
+    px = x.at(o.log_x ? std::log10(s.x[i]) : s.x[i]);
+    py = y.at(o.log_y ? std::log10(s.y[i]) : s.y[i]);
     path += fmt::format("{}{:.1f} {:.1f}", run++ == 0 ? 'M' : 'L', px, py);
   }
   end_run();
   if (path.empty()) return dots;
+  if (o.names) {  // towards the middle of the chart
+    const bool left = px > 0.5 * (x.from + x.to);
+    name = fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"4\" fill=\"{}\"/>\n", px, py, stroke) +
+           text_at(px + (left ? -7 : 7), py + 4, left ? "end" : "start", s.label);
+  }
   return fmt::format("<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.6\" stroke-linejoin=\"round\"/>\n",
                      path, stroke) +
-         dots;
+         dots + name;
 }
 
 std::string legend(const std::vector<Series>& series, const Frame& f, double y) {
@@ -203,17 +211,17 @@ std::string svg_lines(const std::vector<Series>& series, const PlotOptions& o) {
   Range rx, ry;
   for (const Series& s : series)
     for (size_t i = 0; i < std::min(s.x.size(), s.y.size()); ++i)
-      if (drawable(s.x[i], s.y[i], o.log_y)) rx.add(s.x[i]), ry.add(o.log_y ? std::log10(s.y[i]) : s.y[i]);
+      if (drawable(s.x[i], s.y[i], o)) rx.add(o.log_x ? std::log10(s.x[i]) : s.x[i]), ry.add(o.log_y ? std::log10(s.y[i]) : s.y[i]);
   Frame f;
   f.width = o.width;
-  const int rows = legend_rows(series, f);
+  const int rows = o.names ? 0 : legend_rows(series, f);
   f.top += 14 * rows;
   f.height = o.height + 14 * rows;
-  Axis x = linear_axis(rx, 6, false), y = o.log_y ? log_axis(ry) : linear_axis(ry, 5, true);
+  Axis x = o.log_x ? log_axis(rx) : linear_axis(rx, 6, false), y = o.log_y ? log_axis(ry) : linear_axis(ry, 5, true);
   x.from = f.left, x.to = f.width - f.right;
   y.from = f.height - f.bottom, y.to = f.top;
   std::string out = open_svg(o, o.width, static_cast<int>(f.height));
-  out += legend(series, f, 32);
+  if (!o.names) out += legend(series, f, 32);
   out += y_grid(f, y, o);
   for (const auto& [v, label] : x.ticks) {
     out += fmt::format(
@@ -224,8 +232,26 @@ std::string svg_lines(const std::vector<Series>& series, const PlotOptions& o) {
   }
   if (ry.empty())
     out += text_at((f.left + f.width) / 2, (f.top + f.height) / 2, "middle", "no data", " fill-opacity=\"0.6\"");
-  for (size_t i = 0; i < series.size(); ++i) out += draw_series(series[i], x, y, o.log_y, colour(i));
+  for (size_t i = 0; i < series.size(); ++i) out += draw_series(series[i], x, y, o, colour(i));
   return out + "</svg>\n";
+}
+
+std::string svg_stack(const std::vector<std::string>& charts) {
+  if (charts.size() < 2) return charts.empty() ? "" : charts[0];
+  const auto side = [](const std::string& chart, std::string_view name) {  // of open_svg
+    const size_t at = chart.find(fmt::format(" {}=\"", name));
+    return at == std::string::npos ? 0 : std::atoi(chart.c_str() + at + name.size() + 3);
+  };
+  int width = 0, height = 0;
+  std::string inside;
+  for (const std::string& chart : charts) {
+    std::string placed = chart;
+    placed.insert(4, fmt::format(" y=\"{}\"", height));
+    width = std::max(width, side(chart, "width")), height += side(chart, "height");
+    inside += placed;
+  }
+  return fmt::format("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\" "
+                     "style=\"max-width:100%;height:auto\">\n{2}</svg>\n", width, height, inside);
 }
 
 std::string svg_bars(const std::vector<std::string>& labels, const std::vector<double>& values, const PlotOptions& o) {

@@ -1,6 +1,6 @@
 #include "src/models/autoencoder_kl.h"
 
-#include "src/models/json_fields.h"
+#include "src/models/autoencoder_config.h"
 #include "src/tensor/ops.h"
 #include "src/tensor/shape.h"
 
@@ -22,19 +22,12 @@ AutoencoderShape kl_shape(const AutoencoderKlConfig& c) {
           .mid_block_add_attention = c.mid_block_add_attention};
 }
 
-void only_blocks(const JsonFields& fields, const char* key, std::string_view value) {
-  std::vector<std::string> found;
-  fields.get(key, found);
-  for (const std::string& name : found)
-    if (name != value) fail<ConfigError>("{}: {}: '{}' is not supported (only '{}')", fields.where(), key, name, value);
-}
-
-void get_statistics(const JsonFields& fields, const char* key, std::vector<double>& target) {
-  const Json* v = fields.find(key);
-  if (v == nullptr) return;
-  const bool numbers = v->is_array() && std::all_of(v->begin(), v->end(), [](const Json& x) { return x.is_number(); });
-  if (!numbers) fail<ConfigError>("{}: {}: expected a list of numbers or null, found {}", fields.where(), key, v->dump());
-  target = v->get<std::vector<double>>();
+// What is read and written alike, beside what both autoencoders have.
+template <class Fields, class Config>
+void kl_fields(const Fields& f, Config& c) {
+  f.field("force_upcast", c.force_upcast);
+  f.field("use_quant_conv", c.use_quant_conv);
+  f.field("use_post_quant_conv", c.use_post_quant_conv);
 }
 
 Json or_null(const std::vector<double>& values) { return values.empty() ? Json(nullptr) : Json(values); }
@@ -44,64 +37,26 @@ Json or_null(const std::vector<double>& values) { return values.empty() ? Json(n
 AutoencoderKlConfig AutoencoderKlConfig::from_json(const Json& json, std::string_view where) {
   const JsonFields fields(json, where);
   AutoencoderKlConfig c;
-  fields.only("act_fn", "silu");
-  only_blocks(fields, "down_block_types", "DownEncoderBlock2D");
-  only_blocks(fields, "up_block_types", "UpDecoderBlock2D");
-  fields.get("in_channels", c.in_channels);
-  fields.get("out_channels", c.out_channels);
-  fields.get("block_out_channels", c.block_out_channels);
-  fields.get("layers_per_block", c.layers_per_block);
-  fields.get("latent_channels", c.latent_channels);
-  fields.get("norm_num_groups", c.norm_num_groups);
-  fields.get("sample_size", c.sample_size);
-  fields.get("scaling_factor", c.scaling_factor);
+  read_autoencoder(fields, c);
+  kl_fields(fields, c);
   fields.get("shift_factor", c.shift_factor);
-  get_statistics(fields, "latents_mean", c.latents_mean);
-  get_statistics(fields, "latents_std", c.latents_std);
-  fields.get("force_upcast", c.force_upcast);
-  fields.get("use_quant_conv", c.use_quant_conv);
-  fields.get("use_post_quant_conv", c.use_post_quant_conv);
-  fields.get("mid_block_add_attention", c.mid_block_add_attention);
-  fields.get("patch_size", c.patch_size);
+  fields.get("latents_mean", c.latents_mean);
+  fields.get("latents_std", c.latents_std);
   c.validate(where);
   return c;
 }
 
 Json AutoencoderKlConfig::to_json() const {
-  Json json;
-  json["_class_name"] = "AutoencoderKL";
-  json["act_fn"] = "silu";
-  json["block_out_channels"] = block_out_channels;
-  json["down_block_types"] = std::vector<std::string>(block_out_channels.size(), "DownEncoderBlock2D");
-  json["force_upcast"] = force_upcast;
-  json["in_channels"] = in_channels;
-  json["latent_channels"] = latent_channels;
+  Json json = write_autoencoder("AutoencoderKL", *this);
+  kl_fields(JsonWriter(json), *this);
+  json["shift_factor"] = shift_factor != 0 ? Json(shift_factor) : Json(nullptr);
   json["latents_mean"] = or_null(latents_mean);
   json["latents_std"] = or_null(latents_std);
-  json["layers_per_block"] = layers_per_block;
-  json["mid_block_add_attention"] = mid_block_add_attention;
-  json["norm_num_groups"] = norm_num_groups;
-  json["out_channels"] = out_channels;
-  json["sample_size"] = sample_size;
-  json["scaling_factor"] = scaling_factor;
-  json["shift_factor"] = shift_factor != 0 ? Json(shift_factor) : Json(nullptr);
-  json["up_block_types"] = std::vector<std::string>(block_out_channels.size(), "UpDecoderBlock2D");
-  json["use_post_quant_conv"] = use_post_quant_conv;
-  json["use_quant_conv"] = use_quant_conv;
-  if (patch_size != 1) json["patch_size"] = patch_size;  // not part of diffusers' AutoencoderKL
-  return json;
+  return ordered_autoencoder(json, *this);
 }
 
 void AutoencoderKlConfig::validate(std::string_view where) const {
-  const std::pair<const char*, int64_t> positive[] = {
-      {"in_channels", in_channels}, {"out_channels", out_channels}, {"layers_per_block", layers_per_block},
-      {"latent_channels", latent_channels}, {"norm_num_groups", norm_num_groups}, {"patch_size", patch_size},
-      {"number of block_out_channels", static_cast<int64_t>(block_out_channels.size())}};
-  for (const auto& [key, value] : positive)
-    if (value < 1) fail<ConfigError>("{}: {} must be at least 1, is {}", where, key, value);
-  for (const int64_t width : block_out_channels)
-    if (width < 1 || width % norm_num_groups != 0)
-      fail<ConfigError>("{}: block_out_channels {} is not a multiple of norm_num_groups {}", where, width, norm_num_groups);
+  validate_autoencoder(*this, where);
   if (!(scaling_factor > 0) || !std::isfinite(scaling_factor))
     fail<ConfigError>("{}: scaling_factor must be positive, is {}", where, scaling_factor);
   for (const auto& [key, values] : {std::pair("latents_mean", &latents_mean), std::pair("latents_std", &latents_std)})

@@ -31,7 +31,9 @@ std::string remembered_hash(const fs::path& file) {
   const fs::path note = cache_folder() / "hashes" / (sha256_hex(absolute.string()) + ".json");
   if (fs::exists(note)) {
     const Json known = read_json(note);
-    if (known.is_object() && known.value("identity", "") == identity) return known.value("sha256", "");
+    // Only a cache: what cannot be read is made anew.
+    if (known.is_object() && known.value("identity", Json()) == identity && known.value("sha256", Json()).is_string())
+      return known.at("sha256").get<std::string>();
   }
   const std::string hash = sha256_file(absolute.string());
   make_directories(note.parent_path());
@@ -93,6 +95,20 @@ fs::path as_model_folder(const fs::path& path) {
     if (fs::exists(candidate / kModelIndex, code)) return candidate;
   if (const auto checkpoint = io::find_checkpoint(path)) return *checkpoint / "model";
   fail<DataError>("{}: neither a model folder (model_index.json) nor a run with a whole checkpoint", path.string());
+}
+
+fs::path component_folder(const fs::path& named, std::initializer_list<std::string_view> names) {
+  const fs::path path = named.has_filename() ? named : named.parent_path();  // without a "/" at its end
+  const auto look_in = [&](const fs::path& folder) {
+    for (const std::string_view name : names)
+      if (fs::exists(folder / name / "config.json")) return folder / name;
+    return fs::path();
+  };
+  if (const fs::path found = look_in(path); !found.empty()) return found;
+  if (fs::exists(path / "config.json")) return path;
+  const fs::path model = as_model_folder(path);
+  if (const fs::path found = look_in(model); !found.empty()) return found;
+  fail<DataError>("{}: there is no {}/config.json in it", model.string(), fmt::join(names, "/config.json and no "));
 }
 
 const ModelComponent* ModelFolder::find(std::string_view name) const {

@@ -1,7 +1,9 @@
 // A model folder as diffusers lays it out: model_index.json and one folder for each component.
 #pragma once
 #include <filesystem>
+#include <initializer_list>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "src/base/json.h"
@@ -13,6 +15,10 @@ namespace fewstep::models {
 //   a checkpoint in a single .safetensors file: unpacked into cache_folder()/models/<SHA-256>, once.
 // DataError for everything else, with what was expected.
 std::filesystem::path as_model_folder(const std::filesystem::path& path);
+
+// The folder of a network (config.json in it) for whatever a user names: that folder itself, or what as_model_folder() takes,
+// or any folder that holds it as one of `names` ({"vae"}; the first that is there). DataError says what was looked for.
+std::filesystem::path component_folder(const std::filesystem::path& path, std::initializer_list<std::string_view> names);
 
 struct ModelComponent {
   std::string name;                // of the folder: "unet"

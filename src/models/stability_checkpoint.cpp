@@ -7,6 +7,7 @@
 #include "src/base/log.h"
 #include "src/base/text.h"
 #include "src/io/safetensors.h"
+#include "src/models/json_fields.h"
 #include "src/models/model.h"
 #include "src/tensor/ops.h"
 
@@ -196,10 +197,10 @@ void read_prediction(SingleFile& out, bool v_mark, bool terminal_mark) {
   out.zero_terminal_snr = terminal_mark;
   const Json scheduler = parse_embedded(out, "scheduler/scheduler_config.json");
   if (scheduler.is_null()) return;
-  const bool configured = scheduler.value("prediction_type", "epsilon") == "v_prediction";
-  if (v_mark && !configured)
-    fail<DataError>("{}: the file is marked v_pred, the scheduler in its metadata says prediction_type {}", out.path.string(), scheduler.value("prediction_type", "epsilon"));
-  out.v_prediction = configured, out.zero_terminal_snr = scheduler.value("rescale_betas_zero_snr", false);
+  const SchedulerMarks configured = scheduler_marks(scheduler, out.path.string() + ": scheduler/scheduler_config.json in the metadata");
+  if (v_mark && !configured.v_prediction())
+    fail<DataError>("{}: the file is marked v_pred, the scheduler in its metadata says prediction_type {}", out.path.string(), configured.prediction);
+  out.v_prediction = configured.v_prediction(), out.zero_terminal_snr = configured.zero_terminal_snr;
 }
 
 // The names that the tensors had in the folder the file was made from.
@@ -231,6 +232,13 @@ void refuse_others(const io::Safetensors& file, const fs::path& path) {
 }  // namespace
 
 bool is_embeddable(const std::string& path) { return is_safe_path(path) && (path.ends_with(".json") || path.ends_with(".txt")); }
+
+SchedulerMarks scheduler_marks(const Json& scheduler, std::string_view where) {
+  const JsonDataFields fields(scheduler, where);
+  SchedulerMarks out;
+  fields.get("prediction_type", out.prediction), fields.get("rescale_betas_zero_snr", out.zero_terminal_snr);
+  return out;
+}
 
 const SingleFile::Network* SingleFile::find(std::string_view component) const {
   for (const Network& n : networks)

@@ -57,6 +57,14 @@ void unpack_single_file(const SingleFile& file, const std::filesystem::path& fol
 // Puts tokenizers into a model folder that lacks them; false when they are needed and there are none.
 bool add_tokenizers(const std::filesystem::path& beside, const std::filesystem::path& folder);
 
+// What scheduler_config.json says of the prediction. DataError: a value of another type.
+struct SchedulerMarks {
+  std::string prediction = "epsilon";  // prediction_type
+  bool zero_terminal_snr = false;      // rescale_betas_zero_snr
+  bool v_prediction() const { return prediction == "v_prediction"; }
+};
+SchedulerMarks scheduler_marks(const Json& scheduler, std::string_view where);
+
 // May stand in a file's metadata as the path of a file of the folder: relative, no "..", plain characters, .json or .txt.
 bool is_embeddable(const std::string& path);
 inline constexpr std::string_view kOwnPrefix = "fewstep.", kFileKey = "fewstep.file.", kNamesKey = "fewstep.names";

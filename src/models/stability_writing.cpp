@@ -8,6 +8,7 @@
 #include "src/base/log.h"
 #include "src/io/safetensors.h"
 #include "src/models/autoencoder_kl.h"
+#include "src/models/json_fields.h"
 #include "src/models/model.h"
 #include "src/models/model_folder.h"
 #include "src/models/stability_checkpoint.h"
@@ -147,16 +148,15 @@ void embed_files(const ModelFolder& model, const std::vector<std::string>& netwo
 }
 
 // "v", "epsilon", "sample" or "flow".
-std::string prediction_in_spec(const Json& scheduler) {
+std::string prediction_in_spec(const Json& scheduler, const SchedulerMarks& marks) {
   if (class_name_of(scheduler).starts_with("FlowMatch")) return "flow";
-  const std::string type = scheduler.value("prediction_type", "epsilon");
-  return type == "v_prediction" ? "v" : type;
+  return marks.v_prediction() ? "v" : marks.prediction;
 }
 
 // Pixels a latent cell covers along a side: of the VAE, or of pixels folded into channels.
 int64_t pixels_of_latent(const std::filesystem::path& folder) {
-  if (fs::exists(folder / "latent_space" / "latent_space_config.json"))
-    return read_json(folder / "latent_space" / "latent_space_config.json").value("factor", int64_t{1});
+  if (const fs::path own = folder / "latent_space" / "latent_space_config.json"; fs::exists(own))
+    return JsonDataFields(read_json(own), own.string()).value("factor", int64_t{1});
   if (!fs::exists(folder / "vae" / "config.json")) return 8;
   const fs::path path = folder / "vae" / "config.json";
   const Json vae = read_json(path);
@@ -164,7 +164,7 @@ int64_t pixels_of_latent(const std::filesystem::path& folder) {
 }
 
 // modelspec.org 1.0.0; without a date, so that equal models make equal files.
-void add_model_spec(const ModelFolder& model, const FileContents& contents, const SingleFileOptions& options, const Json& scheduler,
+void add_model_spec(const ModelFolder& model, const FileContents& contents, const SingleFileOptions& options, std::string prediction,
                     std::map<std::string, std::string>& metadata) {
   const Json unet = read_json(model.path / "unet" / "config.json");
   const auto number = [&](const Json& json, const char* key) { const auto it = json.find(key); return it != json.end() && it->is_number_integer() ? it->get<int64_t>() : 0; };
@@ -176,7 +176,7 @@ void add_model_spec(const ModelFolder& model, const FileContents& contents, cons
   metadata["modelspec.architecture"] = known ? std::string(release->architecture) : "fewstep/" + class_name_of(model.index);
   metadata["modelspec.implementation"] = known && vector > 0 ? "https://github.com/Stability-AI/generative-models" : known ? "https://github.com/CompVis/stable-diffusion" : "fewstep";
   metadata["modelspec.title"] = fmt::format("{} by fewstep", known ? std::string(release->name) : class_name_of(model.index));
-  metadata["modelspec.prediction_type"] = prediction_in_spec(scheduler);
+  metadata["modelspec.prediction_type"] = std::move(prediction);
   metadata["modelspec.hash_sha256"] = "0x" + io::safetensors_data_sha256(contents.tensors, options.dtype);
   if (known && release->name == "sdxl-refiner") metadata["modelspec.timestep_range"] = "0,200";
   if (const int64_t side = number(unet, "sample_size") * pixels_of_latent(model.path); side > 0) metadata["modelspec.resolution"] = fmt::format("{0}x{0}", side);
@@ -191,7 +191,8 @@ bool add_tokenizers(const fs::path& beside, const fs::path& folder) {
     const bool second = std::string_view(name) == "tokenizer_2";
     const fs::path encoder = folder / (second ? "text_encoder_2" : "text_encoder"), target = folder / name;
     if (!fs::exists(encoder / "config.json") || fs::exists(target)) continue;
-    const int64_t length = read_json(encoder / "config.json").value("max_position_embeddings", int64_t{77});
+    const fs::path config = encoder / "config.json";
+    const int64_t length = JsonFields(read_json(config), config.string()).value("max_position_embeddings", int64_t{77});
     std::vector<fs::path> sources = {beside / name, beside / "tokenizer"};
     if (given != nullptr && *given != '\0') sources.emplace_back(given);
     const auto found = std::find_if(sources.begin(), sources.end(), holds_tokenizer);
@@ -247,14 +248,14 @@ void write_single_file(const fs::path& folder, const fs::path& out, const Single
     for (const auto& [name, t] : io::Safetensors(folder / kExtraFile).all()) contents.add(name, t, folder / kExtraFile);
   const fs::path scheduler_path = folder / "scheduler" / "scheduler_config.json";
   const Json scheduler = fs::exists(scheduler_path) ? read_json(scheduler_path) : Json::object();
-  const bool v_prediction = scheduler.value("prediction_type", "epsilon") == "v_prediction";
+  const SchedulerMarks marks = scheduler_marks(scheduler, scheduler_path.string());
   // ComfyUI and the webui tell such models by these empty tensors.
-  if (v_prediction) contents.tensors.try_emplace("v_pred", at::empty({0}));
-  if (v_prediction && scheduler.value("rescale_betas_zero_snr", false)) contents.tensors.try_emplace("ztsnr", at::empty({0}));
+  if (marks.v_prediction()) contents.tensors.try_emplace("v_pred", at::empty({0}));
+  if (marks.v_prediction() && marks.zero_terminal_snr) contents.tensors.try_emplace("ztsnr", at::empty({0}));
   std::map<std::string, std::string> metadata = {{"format", "pt"}};
   embed_files(model, networks, options.dtype, metadata);
   if (!contents.older_names.empty()) metadata[std::string(kNamesKey)] = contents.older_names.dump();
-  add_model_spec(model, contents, options, scheduler, metadata);
+  add_model_spec(model, contents, options, prediction_in_spec(scheduler, marks), metadata);
   for (const auto& [key, value] : options.metadata) metadata[key] = value;
   if (out.has_parent_path()) make_directories(out.parent_path());
   io::write_safetensors(out, contents.tensors, metadata, options.dtype);

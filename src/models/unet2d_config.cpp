@@ -59,6 +59,26 @@ void read_nullable(const Json& json, const JsonFields& fields, const char* key, 
   fields.get(key, target);
 }
 
+// What is read and written alike.
+template <class Fields, class Config>
+void unet2d_fields(const Fields& f, Config& c) {
+  f.field("in_channels", c.in_channels);
+  f.field("out_channels", c.out_channels);
+  f.field("center_input_sample", c.center_input_sample);
+  f.field("flip_sin_to_cos", c.flip_sin_to_cos);
+  f.field("freq_shift", c.freq_shift);
+  f.field("down_block_types", c.down_block_types);
+  f.field("up_block_types", c.up_block_types);
+  f.field("block_out_channels", c.block_out_channels);
+  f.field("norm_num_groups", c.norm_num_groups);
+  f.field("norm_eps", c.norm_eps);
+  f.field("use_linear_projection", c.use_linear_projection);
+  f.field("resnet_time_scale_shift", c.resnet_time_scale_shift);
+  f.field("conv_in_kernel", c.conv_in_kernel);
+  f.field("conv_out_kernel", c.conv_out_kernel);
+  f.field("upcast_attention", c.upcast_attention);
+}
+
 Json levels_json(const std::vector<int64_t>& values) { return values.size() == 1 ? Json(values.front()) : Json(values); }
 Json text_or_null(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
 
@@ -128,15 +148,6 @@ bool UNet2DConfig::has_cross_attention() const {
   return has(down_block_types, kCrossDown) || has(up_block_types, kCrossUp) || mid_block_type == kCrossMid;
 }
 
-int64_t UNet2DConfig::numbers_count(int64_t pooled_width, std::string_view where) const {
-  if (!has_additions()) return 0;
-  const int64_t rest = projection_class_embeddings_input_dim - pooled_width;
-  if (rest < 0 || rest % addition_time_embed_dim != 0)
-    fail<ConfigError>("{}: projection_class_embeddings_input_dim {} is not a pooled embedding of {} and a multiple of addition_time_embed_dim {}", where,
-                      projection_class_embeddings_input_dim, pooled_width, addition_time_embed_dim);
-  return rest / addition_time_embed_dim;
-}
-
 UNet2DConfig UNet2DConfig::from_json(const Json& json, std::string_view where) {
   const JsonFields fields(json, where);
   UNet2DConfig c;
@@ -144,63 +155,36 @@ UNet2DConfig UNet2DConfig::from_json(const Json& json, std::string_view where) {
   if (const Json* act = fields.find("act_fn"); act != nullptr && *act != "swish") fields.only("act_fn", "silu");  // two names of one function
   if (json.contains("norm_num_groups") && json["norm_num_groups"].is_null())
     fail<ConfigError>("{}: norm_num_groups null (no normalisation) is not supported", where);
+  unet2d_fields(fields, c);
   read_one(fields, "sample_size", c.sample_size);
-  fields.get("in_channels", c.in_channels);
-  fields.get("out_channels", c.out_channels);
-  fields.get("center_input_sample", c.center_input_sample);
-  fields.get("flip_sin_to_cos", c.flip_sin_to_cos);
-  fields.get("freq_shift", c.freq_shift);
-  fields.get("down_block_types", c.down_block_types);
   read_nullable(json, fields, "mid_block_type", c.mid_block_type);
-  fields.get("up_block_types", c.up_block_types);
-  fields.get("block_out_channels", c.block_out_channels);
   read_levels(fields, "layers_per_block", c.layers_per_block);
   read_levels(fields, "transformer_layers_per_block", c.transformer_layers_per_block);
   read_levels(fields, "attention_head_dim", c.attention_head_dim);
-  fields.get("norm_num_groups", c.norm_num_groups);
-  fields.get("norm_eps", c.norm_eps);
   read_one(fields, "cross_attention_dim", c.cross_attention_dim);
-  fields.get("use_linear_projection", c.use_linear_projection);
   read_nullable(json, fields, "addition_embed_type", c.addition_embed_type);
   fields.get("addition_time_embed_dim", c.addition_time_embed_dim);
   fields.get("projection_class_embeddings_input_dim", c.projection_class_embeddings_input_dim);
-  fields.get("resnet_time_scale_shift", c.resnet_time_scale_shift);
-  fields.get("conv_in_kernel", c.conv_in_kernel);
-  fields.get("conv_out_kernel", c.conv_out_kernel);
-  fields.get("upcast_attention", c.upcast_attention);
   c.validate(where);
   return c;
 }
 
 Json UNet2DConfig::to_json() const {
-  Json json;
-  json["_class_name"] = "UNet2DConditionModel";
+  Json own;
+  unet2d_fields(JsonWriter(own), *this);
+  own["act_fn"] = "silu";
+  own["addition_embed_type"] = text_or_null(addition_embed_type);
+  own["addition_time_embed_dim"] = has_additions() ? Json(addition_time_embed_dim) : Json(nullptr);
+  own["attention_head_dim"] = levels_json(attention_head_dim);
+  own["cross_attention_dim"] = cross_attention_dim;
+  own["layers_per_block"] = levels_json(layers_per_block);
+  own["mid_block_type"] = text_or_null(mid_block_type);
+  own["projection_class_embeddings_input_dim"] = has_additions() ? Json(projection_class_embeddings_input_dim) : Json(nullptr);
+  own["sample_size"] = sample_size > 0 ? Json(sample_size) : Json(nullptr);
+  own["transformer_layers_per_block"] = levels_json(transformer_layers_per_block);
+  Json json = {{"_class_name", "UNet2DConditionModel"}};
   for (const auto& [key, value] : fixed_keys()) json[key] = value;
-  json["act_fn"] = "silu";
-  json["addition_embed_type"] = text_or_null(addition_embed_type);
-  json["addition_time_embed_dim"] = has_additions() ? Json(addition_time_embed_dim) : Json(nullptr);
-  json["attention_head_dim"] = levels_json(attention_head_dim);
-  json["block_out_channels"] = block_out_channels;
-  json["center_input_sample"] = center_input_sample;
-  json["conv_in_kernel"] = conv_in_kernel;
-  json["conv_out_kernel"] = conv_out_kernel;
-  json["cross_attention_dim"] = cross_attention_dim;
-  json["down_block_types"] = down_block_types;
-  json["flip_sin_to_cos"] = flip_sin_to_cos;
-  json["freq_shift"] = freq_shift;
-  json["in_channels"] = in_channels;
-  json["layers_per_block"] = levels_json(layers_per_block);
-  json["mid_block_type"] = text_or_null(mid_block_type);
-  json["norm_eps"] = norm_eps;
-  json["norm_num_groups"] = norm_num_groups;
-  json["out_channels"] = out_channels;
-  json["projection_class_embeddings_input_dim"] = has_additions() ? Json(projection_class_embeddings_input_dim) : Json(nullptr);
-  json["resnet_time_scale_shift"] = resnet_time_scale_shift;
-  json["sample_size"] = sample_size > 0 ? Json(sample_size) : Json(nullptr);
-  json["transformer_layers_per_block"] = levels_json(transformer_layers_per_block);
-  json["up_block_types"] = up_block_types;
-  json["upcast_attention"] = upcast_attention;
-  json["use_linear_projection"] = use_linear_projection;
+  json.update(sorted_by_key(own));
   return json;
 }
 

@@ -44,8 +44,6 @@ struct UNet2DConfig {
   int64_t time_embed_dim() const { return 4 * block_out_channels.front(); }
   bool has_additions() const { return !addition_embed_type.empty(); }
   bool has_cross_attention() const;  // of any level: then a context is needed
-  // Numbers that fit behind a pooled embedding of that width; ConfigError when they do not come out whole.
-  int64_t numbers_count(int64_t pooled_width, std::string_view where) const;
 
   // ConfigError for keys of diffusers that would change the network in a way that is not implemented.
   static UNet2DConfig from_json(const Json& json, std::string_view where);

@@ -4,6 +4,7 @@
 
 #include "src/base/error.h"
 #include "src/base/json.h"
+#include "src/models/json_fields.h"
 #include "src/models/verify.h"
 #include "src/text/clip_tokenizer.h"
 
@@ -48,7 +49,7 @@ VerifyReport verify_tokenizer(const std::filesystem::path& folder, const VerifyO
   const Json expected = read_json(folder / "expected.json");
   const std::filesystem::path config_path = folder / "tokenizer_config.json";
   const std::string kind =
-      std::filesystem::exists(config_path) ? read_json(config_path).value("tokenizer_class", "") : "";
+      std::filesystem::exists(config_path) ? JsonFields(read_json(config_path), config_path.string()).value("tokenizer_class", "") : "";
   if (kind != "CLIPTokenizer" && kind != "CLIPTokenizerFast")
     fail<ConfigError>("{}: tokenizer_class is '{}'; known: CLIPTokenizer", config_path.string(), kind);
   const auto cases = expected.find("cases");

@@ -1,6 +1,6 @@
 #include "src/models/vq_model.h"
 
-#include "src/models/json_fields.h"
+#include "src/models/autoencoder_config.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
 #include "src/tensor/shape.h"
@@ -19,11 +19,11 @@ AutoencoderShape shape_of(const VqConfig& c) {
           .mid_block_add_attention = c.mid_block_add_attention};
 }
 
-void only_all(const JsonFields& fields, const char* key, const std::string& value) {
-  std::vector<std::string> found;
-  fields.get(key, found);
-  for (const std::string& name : found)
-    if (name != value) fail<ConfigError>("{}: {}: '{}' is not supported (only '{}')", fields.where(), key, name, value);
+// What is read and written alike, beside what both autoencoders have.
+template <class Fields, class Config>
+void vq_fields(const Fields& f, Config& c) {
+  f.field("num_vq_embeddings", c.num_vq_embeddings);
+  f.field("lookup_from_codebook", c.lookup_from_codebook);
 }
 
 constexpr nn::Conv2dOptions kPointwise{.kernel = 1, .padding = 0};
@@ -33,61 +33,26 @@ constexpr nn::Conv2dOptions kPointwise{.kernel = 1, .padding = 0};
 VqConfig VqConfig::from_json(const Json& json, std::string_view where) {
   const JsonFields fields(json, where);
   VqConfig c;
-  fields.only("act_fn", "silu");
   fields.only("norm_type", "group");
-  only_all(fields, "down_block_types", "DownEncoderBlock2D");
-  only_all(fields, "up_block_types", "UpDecoderBlock2D");
-  fields.get("in_channels", c.in_channels);
-  fields.get("out_channels", c.out_channels);
-  fields.get("block_out_channels", c.block_out_channels);
-  fields.get("layers_per_block", c.layers_per_block);
-  fields.get("latent_channels", c.latent_channels);
-  fields.get("sample_size", c.sample_size);
-  fields.get("num_vq_embeddings", c.num_vq_embeddings);
-  fields.get("norm_num_groups", c.norm_num_groups);
+  read_autoencoder(fields, c);
+  vq_fields(fields, c);
   fields.get("vq_embed_dim", c.vq_embed_dim);
-  fields.get("scaling_factor", c.scaling_factor);
-  fields.get("mid_block_add_attention", c.mid_block_add_attention);
-  fields.get("lookup_from_codebook", c.lookup_from_codebook);
-  fields.get("patch_size", c.patch_size);
   c.validate(where);
   return c;
 }
 
 Json VqConfig::to_json() const {
-  Json json;
-  json["_class_name"] = "VQModel";
-  json["act_fn"] = "silu";
-  json["block_out_channels"] = block_out_channels;
-  json["down_block_types"] = std::vector<std::string>(block_out_channels.size(), "DownEncoderBlock2D");
+  Json json = write_autoencoder("VQModel", *this);
+  vq_fields(JsonWriter(json), *this);
   json["force_upcast"] = false;
-  json["in_channels"] = in_channels;
-  json["latent_channels"] = latent_channels;
-  json["layers_per_block"] = layers_per_block;
-  json["lookup_from_codebook"] = lookup_from_codebook;
-  json["mid_block_add_attention"] = mid_block_add_attention;
-  json["norm_num_groups"] = norm_num_groups;
   json["norm_type"] = "group";
-  json["num_vq_embeddings"] = num_vq_embeddings;
-  json["out_channels"] = out_channels;
-  json["sample_size"] = sample_size;
-  json["scaling_factor"] = scaling_factor;
-  json["up_block_types"] = std::vector<std::string>(block_out_channels.size(), "UpDecoderBlock2D");
   json["vq_embed_dim"] = embed_dim();
-  if (patch_size != 1) json["patch_size"] = patch_size;  // not part of diffusers' VQModel
-  return json;
+  return ordered_autoencoder(json, *this);
 }
 
 void VqConfig::validate(std::string_view where) const {
-  const std::pair<const char*, int64_t> positive[] = {
-      {"in_channels", in_channels}, {"out_channels", out_channels}, {"layers_per_block", layers_per_block},
-      {"latent_channels", latent_channels}, {"num_vq_embeddings", num_vq_embeddings}, {"norm_num_groups", norm_num_groups},
-      {"patch_size", patch_size}, {"number of block_out_channels", static_cast<int64_t>(block_out_channels.size())}};
-  for (const auto& [key, value] : positive)
-    if (value < 1) fail<ConfigError>("{}: {} must be at least 1, is {}", where, key, value);
-  for (const int64_t width : block_out_channels)
-    if (width < 1 || width % norm_num_groups != 0)
-      fail<ConfigError>("{}: block_out_channels {} is not a multiple of norm_num_groups {}", where, width, norm_num_groups);
+  validate_autoencoder(*this, where);
+  if (num_vq_embeddings < 1) fail<ConfigError>("{}: num_vq_embeddings must be at least 1, is {}", where, num_vq_embeddings);
 }
 
 void describe(config::Visitor& v, VqConfig& c) {

@@ -11,6 +11,7 @@
 #include "src/base/memory.h"
 #include "src/base/text.h"
 #include "src/io/image.h"
+#include "src/models/json_fields.h"
 #include "src/pipelines/components.h"
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
@@ -29,7 +30,10 @@ namespace {
 
 models::SequenceLayout read_layout(const fs::path& folder) {
   const fs::path index = folder / "model_index.json";
-  return models::SequenceLayout::from_json(read_json(index).at("sequence_layout"), index.string());
+  const Json json = read_json(index);
+  const Json* layout = models::JsonDataFields(json, index.string()).find("sequence_layout");
+  if (layout == nullptr) fail<DataError>("{}: sequence_layout is missing", index.string());
+  return models::SequenceLayout::from_json(*layout, index.string());
 }
 
 // A model that was never fine-tuned on noise can still be decoded by sjd2: with the default noise over its own table, and

@@ -5,6 +5,7 @@
 #include "src/base/error.h"
 #include "src/base/files.h"
 #include "src/base/table.h"
+#include "src/models/json_fields.h"
 #include "src/pipelines/conditioner_class.h"
 #include "src/pipelines/conditioner_sdxl.h"
 #include "src/pipelines/conditioner_text.h"
@@ -38,6 +39,9 @@ Tensor replace_rows(const Tensor& x, const Tensor& drop, const Tensor& null) {
   const Tensor rows = drop.to(x.device()).view(shape);
   return null.defined() ? at::where(rows, null.to(x.options()), x) : x.masked_fill(rows, 0);
 }
+
+// Scores below 0 are those of samples that have none.
+Tensor or_score(const Tensor& given, double own) { return given.masked_fill(given.lt(0), own); }
 
 }  // namespace
 
@@ -81,8 +85,8 @@ void describe_settings(config::Visitor& v, ConditioningSettings& c, bool with_te
             kTextNulls);
   v.field("null_numbers", c.null_numbers, "what a dropped number becomes: a zero embedding, or the number 0",
           kNumberNulls);
-  v.field("aesthetic", c.aesthetic, "score of samples without one, and at inference");
-  v.field("negative_aesthetic", c.negative_aesthetic, "score of the unconditional branch of guidance");
+  v.field("aesthetic", c.aesthetic, "score of samples without one, and at inference", config::kNonNegative);
+  v.field("negative_aesthetic", c.negative_aesthetic, "score of the unconditional branch of guidance", config::kNonNegative);
 }
 
 MicroNumbers micro_numbers(const ConditioningSettings& settings, const ConditionInput& input,
@@ -112,8 +116,8 @@ MicroNumbers micro_numbers(const ConditioningSettings& settings, const Condition
   }
   if (settings.micro.aesthetic) {
     const Tensor& given = input.aesthetic;
-    add(given.defined() ? given.to(options).view({B, 1}) : at::full({B, 1}, settings.aesthetic, options),
-        drop.aesthetic);
+    const Tensor told = given.defined() ? given.to(options).view({B, 1}) : at::full({B, 1}, -1.0, options);
+    add(or_score(told, settings.aesthetic), drop.aesthetic);
   }
   out.numbers = at::cat(numbers, 1);
   if (masked) out.mask = at::cat(kept, 1);
@@ -162,7 +166,8 @@ models::UNetConditions Conditioner::null(const ConditionInput& like, NullScope s
   const Tensor all = at::ones({B}, at::kBool);
   ConditionInput input;
   input.micro = like.micro;
-  input.aesthetic = like.aesthetic.defined() ? like.aesthetic : at::full({B}, settings_.negative_aesthetic, at::kFloat);
+  input.aesthetic = like.aesthetic.defined() ? or_score(like.aesthetic, settings_.negative_aesthetic)
+                                             : at::full({B}, settings_.negative_aesthetic, at::kFloat);
   const Encoded null = encode_empty();
   const auto rows = [&](const Tensor& x) {
     if (!x.defined()) return x;
@@ -198,32 +203,21 @@ Json settings_json(const ConditioningSettings& s) {
       {"negative_aesthetic", s.negative_aesthetic}};
 }
 
-NullValue null_from(const Json& config, const char* key, std::span<const config::Choice> choices,
-                    std::string_view where) {
+NullValue null_from(const models::JsonDataFields& config, const char* key, std::span<const config::Choice> choices) {
   const std::string name = config.value(key, "zeros");
-  return static_cast<NullValue>(find_entry(choices, name, fmt::format("{} in {}", key, where)).value);
+  return static_cast<NullValue>(find_entry(choices, name, fmt::format("{} in {}", key, config.where())).value);
 }
 
-template <class T>
-void read_value(const Json& object, const char* key, T& target, std::string_view where) {
-  const auto it = object.find(key);
-  if (it == object.end()) return;
-  if (std::is_same_v<T, bool> ? !it->is_boolean() : !it->is_number())
-    fail<DataError>("{}: {}: {} is expected, found {}", where, key,
-                    std::is_same_v<T, bool> ? "true or false" : "a number", it->dump());
-  target = it->get<T>();
-}
-
-ConditioningSettings settings_from(const Json& config, std::string_view where) {
+ConditioningSettings settings_from(const models::JsonDataFields& config) {
   ConditioningSettings s;
-  if (const auto micro = config.find("micro"); micro != config.end() && micro->is_object()) {
-    read_value(*micro, "size", s.micro.size, where), read_value(*micro, "crop", s.micro.crop, where);
-    read_value(*micro, "target", s.micro.target, where), read_value(*micro, "aesthetic", s.micro.aesthetic, where);
+  if (const Json* micro = config.find("micro")) {
+    const models::JsonDataFields switches(*micro, config.where() + ": micro");
+    switches.get("size", s.micro.size), switches.get("crop", s.micro.crop);
+    switches.get("target", s.micro.target), switches.get("aesthetic", s.micro.aesthetic);
   }
-  s.null_text = null_from(config, "null_text", kTextNulls, where);
-  s.null_numbers = null_from(config, "null_numbers", kNumberNulls, where);
-  read_value(config, "aesthetic", s.aesthetic, where),
-      read_value(config, "negative_aesthetic", s.negative_aesthetic, where);
+  s.null_text = null_from(config, "null_text", kTextNulls);
+  s.null_numbers = null_from(config, "null_numbers", kNumberNulls);
+  config.get("aesthetic", s.aesthetic), config.get("negative_aesthetic", s.negative_aesthetic);
   return s;
 }
 
@@ -258,10 +252,10 @@ std::unique_ptr<Conditioner> Conditioner::load(const fs::path& folder, at::Devic
     out = load_diffusers_conditioner(folder);
   } else {
     const Json config = read_json(path);
-    if (!config.is_object()) fail<DataError>("{}: a JSON object is expected", path.string());
-    const ConditionerKind& kind = find_entry(conditioner_kinds(), config.value("kind", ""),
+    const models::JsonDataFields fields(config, path.string());
+    const ConditionerKind& kind = find_entry(conditioner_kinds(), fields.value("kind", ""),
                                              fmt::format("kind of conditioner in {}", path.string()));
-    out = kind.load(folder, config, settings_from(config, path.string()));
+    out = kind.load(folder, config, settings_from(fields));
   }
   out->to(device);
   return out;

@@ -31,7 +31,7 @@ struct ConditionInput {
   std::vector<std::string> captions = {};
   Tensor labels = {};     // int64 [B]; of the class conditioner, else looked for in the captions
   Tensor micro = {};      // float32 [B, 6]: h_orig, w_orig, c_top, c_left, h_target, w_target
-  Tensor aesthetic = {};  // float32 [B]; undefined: the setting's default for every sample
+  Tensor aesthetic = {};  // float32 [B]; below 0 (or undefined: for every sample): the setting's score
   Tensor context = {};    // [B, L, D] and
   Tensor pooled = {};     // [B, P]: embeddings of the captions that were made before; undefined: made now
   int64_t size() const;  // B; Error when there is nothing to count
@@ -66,7 +66,7 @@ struct ConditioningSettings {
   MicroSwitches micro = {};
   NullValue null_text = NullValue::zeros;            // zeros | empty_prompt
   NullValue null_numbers = NullValue::zeros;         // zeros | int_zero
-  double aesthetic = 6.0, negative_aesthetic = 2.5;  // scores at inference; of samples without one, the first
+  double aesthetic = 6.0, negative_aesthetic = 2.5;  // of samples without a score, and at inference; of guidance's other branch
 };
 // Flat keys micro, null_text, null_numbers, aesthetic, negative_aesthetic; `with_text` off: nothing to choose for
 // null_text.

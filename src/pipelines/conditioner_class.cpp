@@ -6,6 +6,7 @@
 
 #include "src/base/error.h"
 #include "src/base/text.h"
+#include "src/models/json_fields.h"
 #include "src/models/model.h"
 #include "src/pipelines/components.h"
 #include "src/tensor/ops.h"
@@ -133,14 +134,14 @@ std::unique_ptr<Conditioner> ClassConditionerConfig::build(const ConditionerStar
 
 std::unique_ptr<Conditioner> load_class_conditioner(const fs::path& folder, const Json& config,
                                                     const ConditioningSettings& settings) {
-  const auto names = config.find("class_names");
-  if (names == config.end() || !names->is_array() || names->empty())
-    fail<DataError>("{}: the conditioner names no classes (class_names)", folder.string());
+  const models::JsonDataFields fields(config, (folder / "conditioner" / "conditioner_config.json").string());
+  const auto names = fields.value("class_names", std::vector<std::string>());
+  if (names.empty()) fail<DataError>("{}: the conditioner names no classes (class_names)", folder.string());
   auto embedding = load_frozen_component<models::LabelEmbedding>(folder / kClassFolder, "LabelEmbedding");
-  if (embedding->config().num_classes != static_cast<int64_t>(names->size()))
-    fail<DataError>("{}: {} class names for {} embeddings", folder.string(), names->size(),
+  if (embedding->config().num_classes != static_cast<int64_t>(names.size()))
+    fail<DataError>("{}: {} class names for {} embeddings", folder.string(), names.size(),
                     embedding->config().num_classes);
-  return std::make_unique<ClassConditioner>(settings, names->get<std::vector<std::string>>(), std::move(embedding));
+  return std::make_unique<ClassConditioner>(settings, names, std::move(embedding));
 }
 
 }  // namespace fewstep::pipelines

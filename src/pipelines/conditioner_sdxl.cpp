@@ -4,6 +4,7 @@
 
 #include "src/base/error.h"
 #include "src/base/log.h"
+#include "src/models/json_fields.h"
 #include "src/models/model_folder.h"
 #include "src/pipelines/components.h"
 #include "src/tensor/modes.h"
@@ -164,10 +165,7 @@ void SdxlConditionerConfig::describe(config::Visitor& v) {
 
 std::unique_ptr<Conditioner> SdxlConditionerConfig::build(const ConditionerStart&) const {
   if (!fs::exists(folder)) fail<ConfigError>("conditioner: folder {}: no such folder", folder);
-  const fs::path model =
-      fs::exists(fs::path(folder) / "text_encoder_2") || fs::exists(fs::path(folder) / "text_encoder")
-          ? fs::path(folder)
-          : models::as_model_folder(folder);
+  const fs::path model = models::component_folder(folder, {"text_encoder", "text_encoder_2"}).parent_path();
   return std::make_unique<SdxlConditioner>(settings, load_parts(model), model);
 }
 
@@ -184,8 +182,9 @@ std::unique_ptr<Conditioner> load_diffusers_conditioner(const fs::path& folder) 
   if (!parts.back().penultimate) {
     s.micro = kNoNumbers, s.null_text = NullValue::empty_prompt;
   } else {
-    s.micro = index.value("requires_aesthetics_score", false) ? kRefinerNumbers : kBaseNumbers;
-    s.null_text = index.value("force_zeros_for_empty_prompt", true) ? NullValue::zeros : NullValue::empty_prompt;
+    const models::JsonDataFields fields(index, path.string());
+    s.micro = fields.value("requires_aesthetics_score", false) ? kRefinerNumbers : kBaseNumbers;
+    s.null_text = fields.value("force_zeros_for_empty_prompt", true) ? NullValue::zeros : NullValue::empty_prompt;
   }
   return std::make_unique<SdxlConditioner>(s, std::move(parts), folder);
 }

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "src/base/error.h"
+#include "src/models/json_fields.h"
 #include "src/models/model.h"
 #include "src/pipelines/components.h"
 #include "src/tensor/ops.h"
@@ -90,8 +91,9 @@ std::unique_ptr<Conditioner> TextConditionerConfig::build(const ConditionerStart
 std::unique_ptr<Conditioner> load_text_conditioner(const fs::path& folder, const Json& config,
                                                    const ConditioningSettings& settings) {
   auto encoder = load_frozen_component<models::ClipTextModel>(folder / "text_encoder", "CLIPTextModel");
+  const models::JsonDataFields fields(config, (folder / "conditioner" / "conditioner_config.json").string());
   return std::make_unique<TextConditioner>(settings, text::BpeTokenizer::load(folder / "tokenizer"), std::move(encoder),
-                                           config.value("pooled", true));
+                                           fields.value("pooled", true));
 }
 
 }  // namespace fewstep::pipelines

@@ -69,6 +69,11 @@ void describe(config::Visitor& v, DiffusionOptions& c) {
           "diffusion: share of the training timesteps that is denoised before the refiner takes over (diffusers: "
           "denoising_end)",
           {0.001, 1});
+  v.field("lora", c.lora,
+          "diffusion: LoRA laid over the network: a file of PEFT's, kohya's or sgm's names, a folder with one (and its "
+          "scheduler), or a run with an adapter");
+  v.field("lora_scale", c.lora_scale, "diffusion: strength of lora, 1: as it was trained");
+  v.check(c.lora_scale == 1 || !c.lora.empty(), "lora_scale", "is the strength of lora: give that, too");
 }
 
 diffusion::SamplingConfig DiffusionOptions::sampling(const diffusion::SamplingConfig& checkpoint) const {

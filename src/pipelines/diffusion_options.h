@@ -30,6 +30,8 @@ struct DiffusionOptions {
   double strength = 0.3;
   std::string refiner = {};  // a run or model folder
   double handover = 0.8;
+  std::string lora = {};  // a LoRA file, a folder with one, a run with an adapter
+  double lora_scale = 1;
 
   // The checkpoint's scheduler with what is chosen here.
   diffusion::SamplingConfig sampling(const diffusion::SamplingConfig& checkpoint) const;

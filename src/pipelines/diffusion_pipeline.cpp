@@ -123,6 +123,22 @@ const DiffusionModel& DiffusionPipeline::refiner(const std::string& folder) {
   return *refiner_;
 }
 
+void DiffusionPipeline::use_lora(const DiffusionOptions& options) {
+  if (lora_ ? lora_->path() == options.lora && lora_->scale() == options.lora_scale : options.lora.empty()) return;
+  if (lora_) model_ = load_diffusion_model(folder_, {.device = device_});
+  lora_.reset();
+  if (!options.lora.empty()) lora_ = std::make_unique<MergedLora>(model_, options.lora, options.lora_scale);
+}
+
+// Said once for every way of sampling.
+void DiffusionPipeline::warn_of_other_sampling(const diffusion::SamplingPlan& plan, const DiffusionOptions& options,
+                                               double guidance) {
+  if (!lora_) return;
+  const std::string what = lora_->differs(plan, options.sampling(model_.sampling).sampler, guidance);
+  if (!what.empty() && what != warned_) log::warn("lora: {}: {}", lora_->path(), what);
+  warned_ = what;
+}
+
 // The refiner goes on at the noise level where the base stopped, in its own schedule's scale, on its own steps.
 DrawnLatents DiffusionPipeline::refine(const DrawnLatents& base, const diffusion::SamplingPlan& plan,
                                        const Prompts& prompts, Size size, const GenerateOptions& options) {
@@ -146,6 +162,7 @@ DrawnLatents DiffusionPipeline::refine(const DrawnLatents& base, const diffusion
 DrawnLatents DiffusionPipeline::draw(const Prompts& prompts, Size size, const GenerateOptions& options) {
   const DiffusionOptions& o = options.diffusion;
   DrawRequest r = request(model_, prompts, size, options);
+  warn_of_other_sampling(r.plan, o, options.guidance);
   if (!o.init_image.empty()) {
     r.plan = plan_after_noising(model_.schedule, r.plan, o.strength);
     const auto B = static_cast<int64_t>(prompts.texts.size());
@@ -170,6 +187,7 @@ DrawnLatents DiffusionPipeline::draw(const Prompts& prompts, Size size, const Ge
 Generated DiffusionPipeline::generate(const std::vector<std::string>& prompts, uint64_t seed,
                                       std::span<const int64_t> ids, const GenerateOptions& options) {
   check(options);
+  use_lora(options.diffusion);
   FEW_CHECK(ids.size() == prompts.size() && !prompts.empty(), "{} prompts and {} ids", prompts.size(), ids.size());
   const NoGrad no_grad;
   const Size size = size_of(options);

@@ -6,6 +6,7 @@
 
 #include "src/pipelines/diffusion_model.h"
 #include "src/pipelines/draw_latents.h"
+#include "src/pipelines/lora.h"
 #include "src/pipelines/pipeline.h"
 
 namespace fewstep::pipelines {
@@ -40,12 +41,16 @@ class DiffusionPipeline : public Pipeline {
   DrawnLatents refine(const DrawnLatents& base, const diffusion::SamplingPlan& plan, const Prompts& prompts, Size size,
                       const GenerateOptions& options);
   const DiffusionModel& refiner(const std::string& folder);  // loaded once
+  void use_lora(const DiffusionOptions& options);            // merges it, or takes the last one off
+  void warn_of_other_sampling(const diffusion::SamplingPlan& plan, const DiffusionOptions& options, double guidance);
 
   std::filesystem::path folder_;
   at::Device device_;
   DiffusionModel model_;
   std::unique_ptr<DiffusionModel> refiner_ = {};
   std::string refiner_folder_ = {};
+  std::unique_ptr<MergedLora> lora_ = {};
+  std::string warned_ = {};
 };
 
 }  // namespace fewstep::pipelines

@@ -8,7 +8,7 @@
 #include "src/base/table.h"
 #include "src/base/text.h"
 #include "src/config/config.h"
-#include "src/models/model_folder.h"
+#include "src/models/json_fields.h"
 #include "src/models/model_folder.h"
 #include "src/pipelines/autoregressive_pipeline.h"
 #include "src/pipelines/diffusion_pipeline.h"
@@ -40,7 +40,7 @@ constexpr PipelineKind kPipelines[] = {
 const PipelineKind& kind_of(const fs::path& model) {
   const fs::path path = model / "model_index.json";
   const Json index = read_json(path);
-  const std::string name = index.is_object() ? index.value("_class_name", "") : "";
+  const std::string name = models::JsonDataFields(index, path.string()).value("_class_name", "");
   return find_entry(std::span<const PipelineKind>(kPipelines), name, path.string() + ": pipeline");
 }
 

@@ -5,6 +5,7 @@
 #include "src/base/error.h"
 #include "src/base/json.h"
 #include "src/io/safetensors.h"
+#include "src/models/json_fields.h"
 #include "src/pipelines/conditioner_sdxl.h"
 #include "src/pipelines/diffusion_model.h"
 #include "src/pipelines/draw_latents.h"
@@ -28,10 +29,11 @@ PipelineCase read_pipeline_case(const fs::path& folder) {
     if (name.starts_with("expected.")) out.expected[name.substr(9)] = tensor;
   }
   const fs::path path = folder / "case.json";
-  const Json json = read_json(path), arguments = json.is_object() && json.contains("args") ? json["args"] : Json();
-  if (!arguments.is_object() || !arguments.contains("num_inference_steps"))
-    fail<DataError>("{}: args.num_inference_steps is missing", path.string());
-  out.steps = arguments["num_inference_steps"].get<int64_t>();
+  const Json json = read_json(path);
+  const Json* given = models::JsonDataFields(json, path.string()).find("args");
+  if (given == nullptr) fail<DataError>("{}: args is missing", path.string());
+  const models::JsonDataFields arguments(*given, path.string() + ": args");
+  out.steps = arguments.at<int64_t>("num_inference_steps");
   out.guidance = arguments.value("guidance_scale", 1.0);
   return out;
 }

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -17,6 +18,7 @@
 #include "src/base/hash.h"
 #include "src/base/json.h"
 #include "src/base/log.h"
+#include "src/base/parallel.h"
 #include "src/base/philox.h"
 #include "src/base/progress.h"
 #include "src/base/queue.h"
@@ -328,6 +330,23 @@ TEST(Table, UnknownNamesAreAnsweredWithTheKnown) {
   } catch (const ConfigError& e) {
     EXPECT_STREQ(e.what(), "unknown metric: 'fidd' is not one of fid, kid (did you mean 'fid'?)");
     EXPECT_EQ(e.exit_code(), 2);
+  }
+}
+
+TEST(ParallelFor, EveryItemOnceInAnyNumberOfThreads) {
+  for (const int64_t threads : {0, 1, 3, 100}) {
+    std::vector<int> seen(1000, 0);
+    parallel_for(seen.size(), threads, [&](size_t i) { ++seen[i]; });
+    EXPECT_EQ(seen, std::vector<int>(1000, 1)) << threads;
+  }
+  parallel_for(0, 4, [](size_t) { FAIL(); });
+}
+
+TEST(ParallelFor, AnErrorEndsTheLoopAndReachesTheCaller) {
+  for (const int64_t threads : {1, 4}) {
+    std::atomic<int> calls = 0;
+    EXPECT_THROW(parallel_for(1000000, threads, [&](size_t i) { ++calls; if (i == 10) fail<DataError>("item {}", i); }), DataError);
+    EXPECT_LT(calls, 1000000);
   }
 }
 

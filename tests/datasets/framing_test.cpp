@@ -8,6 +8,7 @@
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "datasets/image_folder.h"
 #include "datasets/loader.h"
@@ -269,12 +270,21 @@ TEST_F(FramedFolder, ScoresClassesAndTheBatchThatHoldsThem) {
   EXPECT_EQ(data->class_names(), (std::vector<std::string>{"cat", "dog"}));
   Batch batch = load_range(*data, 0, 3, 0);
   EXPECT_TRUE(at::equal(batch.labels, at::tensor({0, 1, 1}, at::kLong)));
-  EXPECT_TRUE(at::equal(batch.aesthetic, at::tensor({6.0, 7.25, 6.0}, at::kFloat)));
+  EXPECT_TRUE(at::equal(batch.aesthetic, at::tensor({kNoScore, 7.25, kNoScore}, at::kFloat)));
   EXPECT_TRUE(at::equal(batch.micro[1], at::tensor({40, 60, 0, 8, 32, 32}, at::kFloat)));
   EXPECT_TRUE(at::equal(batch.slice(1, 3).micro, batch.micro.slice(0, 1, 3)));
   EXPECT_FALSE(batch.slice(1, 3).latent_mean.defined());
   std::ofstream(scratch / "metadata.jsonl") << R"({"file_name": "dog/1.png", "text": "a dog", "aesthetic": "good"})" << "\n";
   EXPECT_THAT(message_of<DataError>([&] { config("").build(Split::train); }), HasSubstr("\"aesthetic\" is \"good\""));
+  std::ofstream(scratch / "metadata.jsonl") << R"({"file_name": "dog/1.png", "text": "a dog", "aesthetic": -2})" << "\n";
+  EXPECT_THAT(message_of<DataError>([&] { config("").build(Split::train); }), HasSubstr("\"aesthetic\" is -2, not a number from 0 on"));
+  // A score of 6 is another thing than none.
+  std::set<std::string> prints;
+  for (const char* score : {"", R"(, "aesthetic": 6)", R"(, "aesthetic": 7)"}) {
+    std::ofstream(scratch / "metadata.jsonl") << R"({"file_name": "dog/1.png", "text": "a dog")" << score << "}\n";
+    prints.insert(config(", class_folders: true").build(Split::train)->fingerprint());
+  }
+  EXPECT_EQ(prints.size(), 3u);
 }
 
 TEST(Collate, CachedTensorsComeInAllSamplesOrInNone) {

@@ -3,9 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "src/diffusion/fixed_noise.h"
 #include "src/tensor/ops.h"
 #include "src/tensor/rng.h"
 #include "src/tensor/shape.h"
+#include "tests/support/predictions.h"
 
 namespace fewstep::diffusion {
 namespace {
@@ -50,7 +52,7 @@ TEST(Loss, WeightingsDoNotDependOnTheForm) {
       if (w == LossWeighting::v_weight && kind == ScheduleKind::edm) continue;  // v is not weighted 1 where alpha^2 + sigma^2 is not 1
       Tensor first;
       for (const Prediction p : kAll) {
-        const Tensor output = convert_prediction(Prediction::sample, p, guess, x, alpha, sigma);
+        const Tensor output = testing::convert_prediction(Prediction::sample, p, guess, x, alpha, sigma);
         const Tensor loss = diffusion_loss({.weighting = w}, p, s, output, prediction_target(p, x0, noise, alpha, sigma), t);
         if (!first.defined()) first = loss;
         if (w == LossWeighting::v_weight && p == Prediction::v_prediction && kind == ScheduleKind::flow) continue;
@@ -123,9 +125,33 @@ TEST(Loss, NoiseOffsetStatistics) {
   const Schedule s(ScheduleConfig{});
   const Tensor x0 = at::randn({B, C, 8, 8}), t = at::full({B}, 700, at::kLong), x = add_noise(s, x0, shifted, t);
   const Tensor target = prediction_target(Prediction::epsilon, x0, shifted, s.alpha(t), s.sigma(t));
-  const Tensor exact = convert_prediction(Prediction::sample, Prediction::epsilon, x0, x, s.alpha(t), s.sigma(t));
+  const Tensor exact = testing::convert_prediction(Prediction::sample, Prediction::epsilon, x0, x, s.alpha(t), s.sigma(t));
   EXPECT_LT(diffusion_loss({}, Prediction::epsilon, s, exact, target, t).max().item<double>(), 1e-9);
   EXPECT_GT(diffusion_loss({}, Prediction::epsilon, s, exact, noise, t).mean().item<double>(), 0.2);
+}
+
+// A network that says 0 has the power of what it should say; what it is shown is keyed by the sample and its slice alone.
+TEST(FixedNoiseLoss, IsTheSamplesOwnAndSpreadsOverTheSlices) {
+  const Schedule s(ScheduleConfig{});
+  const Tensor ids = at::arange(100, 140), x0 = normal_by_id(ids, {2, 8, 8}, 9, Stream::data, 0);
+  const FixedNoise fixed{.ids = ids, .seed = 3, .levels = 4, .min = 0.2, .max = 0.6};
+  const Tensor slice = ids.remainder(4);
+  Tensor shown, times;
+  const auto zero = [&](const Tensor& x_t, const Tensor& t) { return shown = x_t, times = t, at::zeros_like(x_t); };
+  const Tensor loss = fixed_noise_loss(s, Prediction::sample, fixed, slice, x0, zero);
+  EXPECT_TRUE(at::allclose(loss, x0.square().mean({1, 2, 3})));
+  EXPECT_NEAR(fixed_noise_loss(s, Prediction::epsilon, fixed, slice, x0, zero).mean().item<double>(), 1, 0.05);
+  const Tensor share = times.to(at::kDouble) / 1000, low = 0.2 + 0.1 * slice.to(at::kDouble);
+  EXPECT_TRUE(share.ge(low - 1e-3).logical_and(share.le(low + 0.1)).all().item<bool>()) << share;
+  // Alone, and in another slice: the same noise.
+  const Tensor whole = shown, alpha = s.alpha(times), sigma = s.sigma(times);
+  const FixedNoise one{.ids = ids.slice(0, 7, 8), .seed = 3, .levels = 4, .min = 0.2, .max = 0.6};
+  fixed_noise_loss(s, Prediction::sample, one, slice.slice(0, 7, 8), x0.slice(0, 7, 8), zero);
+  EXPECT_TRUE(shown.equal(whole.slice(0, 7, 8)));
+  const Tensor noise = (whole[7] - alpha[7] * x0[7]) / sigma[7];
+  fixed_noise_loss(s, Prediction::sample, one, (slice.slice(0, 7, 8) + 1).remainder(4), x0.slice(0, 7, 8), zero);
+  EXPECT_FALSE(shown.equal(whole.slice(0, 7, 8)));
+  EXPECT_TRUE(at::allclose((shown[0] - s.alpha(times)[0] * x0[7]) / s.sigma(times)[0], noise, 1e-4, 1e-4));
 }
 
 }  // namespace

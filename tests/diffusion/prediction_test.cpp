@@ -8,6 +8,7 @@
 #include "src/tensor/ops.h"
 #include "src/tensor/shape.h"
 #include "tests/support/message_of.h"
+#include "tests/support/predictions.h"
 
 namespace fewstep::diffusion {
 namespace {
@@ -39,7 +40,7 @@ TEST(Prediction, EveryFormIsEveryOther) {
       EXPECT_LT((parts.x0 - m.x0).abs().max().item<double>(), 1e-8) << name_of(kind) << " " << name_of(from);
       EXPECT_LT((parts.noise - m.noise).abs().max().item<double>(), 1e-8) << name_of(kind) << " " << name_of(from);
       for (const Prediction to : kAll) {
-        const Tensor there = convert_prediction(from, to, output, m.x, m.alpha, m.sigma);
+        const Tensor there = testing::convert_prediction(from, to, output, m.x, m.alpha, m.sigma);
         EXPECT_LT((there - prediction_target(to, m.x0, m.noise, m.alpha, m.sigma)).abs().max().item<double>(), 1e-8);
       }
     }

@@ -3,9 +3,13 @@
 
 #include <gmock/gmock.h>
 
+#include <cmath>
+
 #include "datasets/dataset.h"
 #include "src/base/error.h"
 #include "src/config/config.h"
+#include "src/models/autoencoder_kl.h"
+#include "src/models/model.h"
 #include "src/pipelines/conditioner_class.h"
 #include "src/pipelines/diffusion_pipeline.h"
 #include "src/tensor/ops.h"
@@ -50,14 +54,20 @@ class Levels : public Dataset {
   int64_t count_;
 };
 
-std::unique_ptr<pipelines::Pipeline> fresh_model(const std::filesystem::path& folder, Prediction prediction) {
+std::unique_ptr<pipelines::LatentSpace> make_space(size_t kind, const std::string& config) {
+  const auto latents = pipelines::latent_space_kinds()[kind].make();
+  config::read_string(
+      config, "<test>", [](config::Visitor& v, void* p) { static_cast<pipelines::LatentSpaceConfig*>(p)->describe(v); },
+      latents.get());
+  return latents->build(1, {});
+}
+std::unique_ptr<pipelines::LatentSpace> folded_pixels() { return make_space(1, "{normalise: false, scale: 1.5}"); }
+
+std::unique_ptr<pipelines::Pipeline> fresh_model(const std::filesystem::path& folder, Prediction prediction,
+                                                 const pipelines::LatentSpace& latents = *folded_pixels()) {
   pipelines::ClassConditionerConfig conditioning;
   conditioning.dim = 8;
   const auto conditioner = conditioning.build({.class_names = {"dress", "bag"}, .train_tokenizer = {}});
-  const auto latents = pipelines::latent_space_kinds()[1].make();  // pixel_unshuffle
-  config::read_string(
-      "{normalise: false, scale: 1.5}", "<test>",
-      [](config::Visitor& v, void* p) { static_cast<pipelines::LatentSpaceConfig*>(p)->describe(v); }, latents.get());
   models::UNet2DConfig unet;
   unet.in_channels = unet.out_channels = 4, unet.sample_size = 4, unet.block_out_channels = {4, 8};
   unet.layers_per_block = {1}, unet.attention_head_dim = {2}, unet.norm_num_groups = 2, unet.addition_time_embed_dim = 4;
@@ -67,7 +77,7 @@ std::unique_ptr<pipelines::Pipeline> fresh_model(const std::filesystem::path& fo
   network.initialise(1);  // the last convolution is zero
   TensorMap state;
   for (const NamedTensor& p : network.state()) state[p.name] = p.tensor.detach();
-  pipelines::save_diffusion_model(folder, {unet, state, *conditioner, *latents->build(1, {}), diffusion::Schedule({}), prediction, {}});
+  pipelines::save_diffusion_model(folder, {unet, state, *conditioner, latents, diffusion::Schedule({}), prediction, {}});
   return pipelines::load(folder, at::kCPU);
 }
 
@@ -96,6 +106,39 @@ TEST(HeldoutLoss, NoiseIsThatOfTheSample) {
   EXPECT_EQ(heldout_loss(*model, data, 90, 3).at("heldout_loss").value, values.at("heldout_loss").value);
   EXPECT_NE(heldout_loss(*model, data, 90, 4).at("heldout_loss").value, values.at("heldout_loss").value);
   EXPECT_EQ(heldout_loss(*model, data, 10, 3).at("heldout_loss").n, 10);
+}
+
+// Cached posteriors: the mean is what counts, as in the validation of a training.
+class Posteriors : public Levels {
+ public:
+  explicit Posteriors(double deviation) : Levels(20), deviation_(deviation) {}
+  Sample get(int64_t index, uint64_t seed, int64_t epoch) const override {
+    Sample sample = Levels::get(index, seed, epoch);
+    sample.image = Tensor();
+    const BucketSize size = buckets()[static_cast<size_t>(bucket_of(index))];
+    sample.latent_mean = at::full({4, size.height, size.width}, 0.1 * static_cast<double>(index), at::kFloat);
+    sample.micro = whole_image(size.height, size.width);
+    sample.latent_std = at::full_like(sample.latent_mean, deviation_);
+    return sample;
+  }
+
+ private:
+  double deviation_;
+};
+
+TEST(HeldoutLoss, IsOfThePosteriorsMean) {
+  const testing::ScratchFolder folder("heldout-loss");
+  models::AutoencoderKlConfig config;
+  config.in_channels = config.out_channels = 1, config.block_out_channels = {4}, config.norm_num_groups = 2, config.scaling_factor = 0.5;
+  models::AutoencoderKL vae(config);
+  vae.initialise(1);
+  models::save_model(folder / "autoencoder/vae", vae, config.to_json());
+  const auto space = make_space(2, fmt::format("{{folder: {}}}", (folder / "autoencoder").string()));
+  const auto model = fresh_model(folder / "model", Prediction::sample, *space);
+  double power = 0;  // of means, scaled
+  for (int index = 0; index < 20; ++index) power += std::pow(0.5 * 0.1 * index, 2) / 20;
+  for (const double deviation : {0.0, 3.0})
+    EXPECT_NEAR(heldout_loss(*model, Posteriors(deviation), 20, 3).at("heldout_loss").value, power, 1e-5) << deviation;
 }
 
 class NoDiffusion : public pipelines::Pipeline {

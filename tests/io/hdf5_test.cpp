@@ -237,5 +237,24 @@ TEST(Hdf5, FullDiskIsADataErrorAndTheOldFileStays) {
   EXPECT_EQ(H5File::open(scratch / "a.h5").read("x").numel(), 5);
 }
 
+TEST(Hdf5, HalvesAndGroupsSurvive) {
+  const Scratch scratch;
+  const Tensor values = at::tensor({0.0, 1.0, -2.5, 65504.0, 6e-8, 0.333}, at::kDouble).to(at::kHalf).view({3, 2});
+  auto out = H5File::create(scratch / "a.h5");
+  out.create_dataset("group/inner/x", at::kHalf, {.row = {2}});
+  out.append("group/inner/x", values.slice(0, 0, 1));
+  out.append("group/inner/x", values.slice(0, 1, 3));
+  out.write("group/y", at::arange(3));
+  EXPECT_TRUE(out.contains("group/inner/x"));
+  EXPECT_FALSE(out.contains("group/none"));
+  EXPECT_FALSE(out.contains("none/x"));
+  out.commit();
+  const auto in = H5File::open(scratch / "a.h5");
+  EXPECT_EQ(in.dtype("group/inner/x"), at::kHalf);
+  EXPECT_TRUE(in.read("group/inner/x").equal(values));
+  EXPECT_TRUE(in.read_rows("group/inner/x", 1, 3).equal(values.slice(0, 1, 3)));
+  EXPECT_EQ(in.read("group/y").numel(), 3);
+}
+
 }  // namespace
 }  // namespace fewstep::io

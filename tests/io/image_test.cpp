@@ -185,14 +185,14 @@ TEST(Resize, ReadResizedEqualsTheSingleSteps) {
             .short_side = 40, .crop_width = 32, .crop_height = 37, .filter = filter, .channels = Channels::as_is};
         const int64_t sw = w <= h ? 40 : 40 * w / h, sh = w <= h ? 40 * h / w : 40;
         const Tensor full = resize(image, sw, sh, filter);
-        EXPECT_TRUE(read_image_resized(scratch / "a.png", options).equal(center_crop(full, 32, 37)));
+        EXPECT_TRUE(decode_image_resized(read_text(scratch / "a.png"), "a.png", options).equal(center_crop(full, 32, 37)));
         options.crop_width = options.crop_height = 0;
-        EXPECT_TRUE(read_image_resized(scratch / "a.png", options).equal(full));
+        EXPECT_TRUE(decode_image_resized(read_text(scratch / "a.png"), "a.png", options).equal(full));
       }
     }
   }
   EXPECT_THAT(message_of<DataError>([&] {
-                read_image_resized(scratch / "a.png", {.short_side = 8, .crop_width = 13, .crop_height = 8});
+                decode_image_resized(read_text(scratch / "a.png"), "a.png", {.short_side = 8, .crop_width = 13, .crop_height = 8});
               }),
               HasSubstr("crop of 13 x 8 from 12 x 8"));
 }
@@ -201,9 +201,10 @@ TEST(Resize, FastIsClose) {
   Scratch scratch;
   at::manual_seed(2);
   write_image(scratch / "a.jpg", resize(noise({3, 12, 20}), 640, 400), 95);
-  const Tensor exact = read_image_resized(scratch / "a.jpg", {.short_side = 64, .crop_width = 64, .crop_height = 64});
+  const std::string jpeg = read_text(scratch / "a.jpg");
+  const Tensor exact = decode_image_resized(jpeg, "a.jpg", {.short_side = 64, .crop_width = 64, .crop_height = 64});
   const Tensor fast =
-      read_image_resized(scratch / "a.jpg", {.short_side = 64, .crop_width = 64, .crop_height = 64, .fast = true});
+      decode_image_resized(jpeg, "a.jpg", {.short_side = 64, .crop_width = 64, .crop_height = 64, .fast = true});
   EXPECT_EQ(exact.sizes(), fast.sizes());
   EXPECT_LE((exact.to(at::kFloat) - fast.to(at::kFloat)).abs().mean().item<double>(), 2.0);
 }

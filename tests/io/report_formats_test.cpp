@@ -170,6 +170,21 @@ TEST(SvgPlot, TicksAreRoundAndSeriesAreDrawn) {
   EXPECT_THAT(svg, HasSubstr("currentColor"));
 }
 
+TEST(SvgPlot, NamedPointsOnLogarithmicAxesAndPanels) {
+  const std::vector<Series> points = {{"fast & good", {0.002}, {1.5}}, {"slow", {200}, {0.1}}, {"nowhere", {0}, {1}}};
+  const std::string svg = svg_lines(points, {.x_label = "ms", .log_y = true, .log_x = true, .names = true});
+  expect_sound(svg);
+  EXPECT_THAT(svg, HasSubstr(">fast &amp; good</text>"));
+  EXPECT_THAT(svg, Not(HasSubstr("nowhere")));  // zero has no logarithm
+  EXPECT_THAT(svg, Not(HasSubstr("<rect")));    // no legend
+  for (const char* tick : {">0.01<", ">100<"}) EXPECT_THAT(svg, HasSubstr(tick));
+  const std::string both = svg_stack({svg, svg_lines(points, {.height = 200})});
+  expect_sound(both);
+  EXPECT_THAT(both, HasSubstr("<svg y=\"300\""));
+  EXPECT_EQ(svg_stack({svg}), svg);
+  EXPECT_EQ(svg_stack({}), "");
+}
+
 TEST(SvgPlot, BarsAndHeatMap) {
   const double none = std::nan("");
   expect_sound(svg_bars({"a", "b", "long label that is cut \xc3\xa9\xc3\xa9\xc3\xa9"}, {1, -2, none}, {.title = "t"}));

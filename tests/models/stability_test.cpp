@@ -334,6 +334,25 @@ TEST_F(BaseFile, ModelFoldersAreFound) {
   unsetenv("FEWSTEP_CACHE");
 }
 
+TEST_F(BaseFile, ComponentsAreFoundInWhateverHoldsThem) {
+  const auto vae = [](const fs::path& named) { return component_folder(named, {"vae"}); };
+  EXPECT_EQ(vae(folder), folder / "vae");
+  EXPECT_EQ(vae(folder / "vae"), folder / "vae");
+  EXPECT_EQ(vae(folder / "vae/"), folder / "vae");  // as a shell completes it
+  fs::create_directories(scratch / "plain");         // without model_index.json
+  fs::copy(folder / "vae", scratch / "plain/vae");
+  EXPECT_EQ(vae(scratch / "plain"), scratch / "plain/vae");
+  io::CheckpointWriter checkpoint(io::checkpoint_path(scratch / "run", 3));
+  fs::copy(folder, checkpoint.folder() / "model", fs::copy_options::recursive);
+  checkpoint.commit();
+  io::publish_checkpoint(scratch / "run", 3, 0);
+  EXPECT_EQ(vae(scratch / "run"), io::checkpoint_path(scratch / "run", 3) / "model/vae");
+  EXPECT_EQ(component_folder(folder, {"text_encoder", "text_encoder_2"}), folder / "text_encoder");
+  EXPECT_THAT(message_of<DataError>([&] { component_folder(folder, {"vq", "encoder"}); }),
+              HasSubstr("there is no vq/config.json and no encoder/config.json in it"));
+  EXPECT_THAT(message_of<DataError>([&] { vae(scratch / "nowhere"); }), HasSubstr("no such file or folder"));
+}
+
 TEST_F(BaseFile, BrokenFilesLeaveNothingInTheCache) {
   setenv("FEWSTEP_CACHE", (scratch / "cache").c_str(), 1);
   TensorMap cut = tensors;

@@ -131,8 +131,6 @@ TEST(UNet2DConfigTest, RoundTripsThroughJson) {
     EXPECT_EQ(UNet2DConfig::from_json(without, "config.json").to_json(), without);
   }
   EXPECT_EQ(small_unet().factor(), 2);
-  EXPECT_EQ(small_unet().numbers_count(5, "test"), 6);
-  EXPECT_THAT(message_of<ConfigError>([] { small_unet().numbers_count(6, "unet/config.json"); }), HasSubstr("unet/config.json"));
 }
 
 TEST(UNet2DConfigTest, RefusesOtherNetworksByName) {

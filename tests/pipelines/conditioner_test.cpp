@@ -93,6 +93,51 @@ TEST(ClassConditioner, NumbersInTheirOrder) {
   EXPECT_EQ(null.context.abs().sum().item<float>(), 0);
 }
 
+// Of a batch some samples of which have a score: the others are told the setting's, in training too.
+TEST(ClassConditioner, SamplesWithoutAScoreAreToldTheSettings) {
+  ConditioningSettings s;
+  s.micro = {.size = false, .crop = false, .target = false, .aesthetic = true};
+  s.aesthetic = 5.5, s.negative_aesthetic = 1.5;
+  const auto c = class_conditioner(s);
+  ConditionInput in = captions({"boot", "shirt", "trouser"});
+  in.aesthetic = at::tensor(std::vector<float>{7.25, -1, 0});
+  EXPECT_TRUE((*c)(in).numbers.equal(at::tensor(std::vector<float>{7.25, 5.5, 0}).view({3, 1})));
+  EXPECT_TRUE(c->null(in).numbers.equal(at::tensor(std::vector<float>{7.25, 1.5, 0}).view({3, 1})));
+  in.aesthetic = Tensor();
+  EXPECT_TRUE((*c)(in).numbers.eq(5.5).all().item<bool>());
+}
+
+// Every key of the files that a conditioner reads, with a value of another type: the file, the key and the value are named.
+TEST(ConditionerFiles, WrongTypesAreNamed) {
+  const testing::ScratchFolder folder("conditioner-files");
+  text_conditioner()->save(folder / "text"), class_conditioner()->save(folder / "class");
+  struct Wrong {
+    const char* model;
+    const char* key;
+    Json value;
+    const char* message;
+  };
+  const Wrong cases[] = {{"text", "kind", 3, "kind: expected a string, found 3"},
+                         {"text", "pooled", "yes", "pooled: expected true or false, found \"yes\""},
+                         {"text", "null_text", 0, "null_text: expected a string, found 0"},
+                         {"text", "micro", "all", "micro: expected a JSON object, found string"},
+                         {"text", "micro", {{"size", 1}}, "micro: size: expected true or false, found 1"},
+                         {"text", "aesthetic", "6", "aesthetic: expected a number, found \"6\""},
+                         {"class", "class_names", "boot", "class_names: expected a list of strings, found \"boot\""},
+                         {"class", "class_names", {1, 2}, "class_names: expected a list of strings, found [1,2]"}};
+  for (const Wrong& wrong : cases) {
+    const auto path = folder / wrong.model / "conditioner/conditioner_config.json";
+    const Json good = read_json(path);
+    Json bad = good;
+    bad[wrong.key] = wrong.value;
+    write_json(path, bad);
+    const std::string message = message_of<DataError>([&] { Conditioner::load(folder / wrong.model, at::kCPU); });
+    EXPECT_THAT(message, HasSubstr("conditioner_config.json: " + std::string(wrong.message)));
+    write_json(path, good);
+    EXPECT_NE(Conditioner::load(folder / wrong.model, at::kCPU), nullptr);
+  }
+}
+
 TEST(ClassConditioner, DroppedGroupsBecomeTheirNull) {
   ConditionDrop drop;
   drop.text = flags({1, 0}), drop.crop = flags({0, 1}), drop.size = flags({1, 0});

@@ -119,6 +119,26 @@ TEST_F(Experiment, FinishedJobsAreSkippedAndChangedOnesRunAgain) {
   EXPECT_TRUE(fs::exists(folder_ / "out/a/x.old-1"));  // results of the older job are kept apart
 }
 
+TEST_F(Experiment, FinishedJobsCanBeKeptWhenOnlyTheirConfigsChanged) {
+  RunOptions options{.program = script("exit 0"), .only = {}};
+  const auto yaml = [&](const std::string& args) {
+    return "rows: [{label: a, jobs: [{name: x, command: probe, target: " + (folder_ / "x.txt").string() + ", args: [" + args + "]}, {name: y, command: probe}]}]";
+  };
+  write_text_atomic(folder_ / "x.txt", "old");
+  fs::create_directories(folder_ / "out/a/x"), fs::create_directories(folder_ / "out/a/y");
+  run_experiment(parse(yaml("one")), options);
+  write_text_atomic(folder_ / "x.txt", "new");
+  options.keep_finished = true;
+  EXPECT_TRUE(run_experiment(parse(yaml("one")), options).all_done());
+  EXPECT_EQ(calls().size(), 2u);
+  options.keep_finished = false;
+  EXPECT_TRUE(run_experiment(parse(yaml("one")), options).all_done());  // adopted for good
+  EXPECT_EQ(calls().size(), 2u);
+  options.keep_finished = true;
+  run_experiment(parse(yaml("two")), options);  // another command line is another job, and what follows it is made again
+  EXPECT_EQ(calls().size(), 4u);
+}
+
 TEST_F(Experiment, AFailedRowDoesNotStopTheOthersAndRunsAgain) {
   const RunOptions options{.program = script("[ \"$2\" = bad ] && exit 4\nexit 0"), .only = {}};
   const std::string yaml =
@@ -390,6 +410,38 @@ TEST_F(Experiment, CurvesHaveALineARowAndAPointAValue) {
   EXPECT_THAT(svg, testing::Not(HasSubstr(">b<")));  // one point is no line
   c.curve_x = c.curve_y = "";
   EXPECT_EQ(curve(c, outcome), "");
+}
+
+TEST_F(Experiment, CurvesOfEvalJobsAndNamedPointsInPanels) {
+  auto c = parse("curve_x: cut\ncurve_y: cla\nrows: [{label: a, each_eval: true, jobs: [{name: s1, command: eval}, {name: s2, command: eval}]}]");
+  Outcome outcome;
+  for (const auto& [label, x] : {std::pair{"a; s1", 1.0}, {"a; s2", 10.0}})
+    outcome.rows.push_back({.label = label, .point = {}, .result = {.label = label, .metrics = {{"cut_rate", {.value = x}}, {"clash", {.value = 2 * x}}, {"gflop", {.value = x}}}}});
+  EXPECT_THAT(curve(c, outcome), HasSubstr(">a<"));
+  c.curve_points = true, c.curve_also = {"gflop"};
+  const std::string svg = curve(c, outcome);
+  for (const char* part : {">a; s1<", ">a; s2<", ">cut_rate<", ">gflop<"}) EXPECT_THAT(svg, HasSubstr(part));
+}
+
+TEST_F(Experiment, RowsThatBeginAlikeShareTheirJobsAndAJobMayKeepItsSeed) {
+  const std::string start = "{name: t, command: probe, folder: \"" + (folder_ / "models/t-${seed}").string() + "\", args: [\"${seed}\"]}";
+  const auto yaml = [&](const std::string& second) {
+    return "seeds: [1, 2]\nrows: [{label: a, jobs: [" + start + "]}, {label: b, jobs: [" + second + ", {name: u, command: probe more, args: [\"${seed}\"]}]}]";
+  };
+  fs::create_directories(folder_ / "models/t-1"), fs::create_directories(folder_ / "models/t-2");
+  EXPECT_TRUE(run_experiment(parse(yaml(start)), {.program = script("exit 0"), .only = {}}).all_done());
+  EXPECT_THAT(calls(), ElementsAre("probe 1", "probe 2", "probe more 1", "probe more 2"));
+  // The same folder for something else, or after something else, is refused as before.
+  EXPECT_THAT(config_error([&] { make_plan(parse(yaml("{name: t, command: other, folder: \"" + (folder_ / "models/t-${seed}").string() + "\"}"))); }),
+              HasSubstr("another job writes"));
+  EXPECT_THAT(config_error([&] { make_plan(parse(yaml("{name: before, command: probe}, " + start))); }), HasSubstr("another job writes"));
+
+  const auto c = parse("seeds: [3]\nrows: [{label: a, jobs: [{name: e, command: eval, target: x.yaml, set: {seed: 5}}, {name: f, command: eval, target: x.yaml}]}]");
+  const Plan plan = make_plan(c);
+  const PlannedRun& run = plan.rows[0].runs[0];
+  EXPECT_THAT(job_arguments(run.jobs[0], run), testing::Not(testing::Contains("seed=3")));
+  EXPECT_THAT(job_arguments(run.jobs[0], run), testing::Contains("seed=5"));
+  EXPECT_THAT(job_arguments(run.jobs[1], run), testing::Contains("seed=3"));
 }
 
 TEST(EarlierRows, StayWhereNothingWasRunHere) {

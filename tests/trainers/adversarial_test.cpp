@@ -1,6 +1,4 @@
 // DiffAug, adversarial losses and the two-stage backward.
-#include <c10/core/Allocator.h>
-#include <c10/util/ThreadLocalDebugInfo.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -12,6 +10,7 @@
 #include "src/tensor/modes.h"
 #include "src/tensor/ops.h"
 #include "src/tensor/rng.h"
+#include "tests/support/live_bytes.h"
 #include "trainers/adversarial_losses.h"
 #include "trainers/differentiable_augmentation.h"
 #include "trainers/two_stage_backward.h"
@@ -21,6 +20,7 @@ namespace {
 
 using ::testing::HasSubstr;
 using ::testing::ThrowsMessage;
+using testing::with_peak;
 
 Tensor gan_noise(at::IntArrayRef shape, int64_t id, at::ScalarType dtype = at::kDouble) {
   at::Generator g = generator_for(6, Stream::noise, 0, id);
@@ -134,16 +134,6 @@ TEST(AdversarialLosses, ApproximateR1SharesTimeAndNoise) {
   EXPECT_THAT([&] { approximate_r1(critic, input, p, 0.0); }, ThrowsMessage<ConfigError>(HasSubstr("approximate R1")));
 }
 
-// Counts live bytes of CPU tensors of this thread (autograd runs CPU graphs in the thread that asks).
-struct LiveBytes : c10::MemoryReportingInfoBase {
-  void reportMemoryUsage(void*, int64_t bytes, size_t, size_t, c10::Device) override {
-    live += bytes;
-    peak = std::max(peak, live);
-  }
-  bool memoryProfilingEnabled() const override { return true; }
-  int64_t live = 0, peak = 0;
-};
-
 // A student with much inner state, a decoder (x 4) and a discriminator.
 struct SmallGan {
   nn::Conv2d student_in{2, 24}, student_mid{24, 24}, student_out{24, 2};
@@ -178,14 +168,6 @@ double relative_gap(const std::vector<Tensor>& a, const std::vector<Tensor>& b) 
   double worst = 0;
   for (size_t i = 0; i < a.size(); ++i) worst = std::max(worst, gan_gap(a[i], b[i]) / a[i].abs().max().item<double>());
   return worst;
-}
-
-template <class F>
-std::pair<std::vector<Tensor>, int64_t> with_peak(F run) {
-  auto counter = std::make_shared<LiveBytes>();
-  const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, counter);
-  std::vector<Tensor> out = run();
-  return {std::move(out), counter->peak};
 }
 
 TEST(TwoStageBackward, GradientsOfOneGraphWithLessMemory) {

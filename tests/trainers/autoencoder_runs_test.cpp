@@ -46,13 +46,6 @@ class AutoencoderRuns : public testing::RunFolders {
     text.replace(text.find("SOURCE"), 6, FEWSTEP_SOURCE_DIR);
     write_config("vae.yaml", text);
   }
-  // Of all weights but the biases of attention's keys: softmax does not see them, so their gradient is rounding noise, which Adam
-  // blows up.
-  static double distance(const std::string& a, const std::string& b, int64_t step) {
-    TensorMap of_a = weights(a, step);
-    std::erase_if(of_a, [](const auto& entry) { return entry.first.ends_with("to_k.bias"); });
-    return relative_difference(of_a, weights(b, step));
-  }
 };
 
 TEST_F(AutoencoderRuns, ResumeEqualsUninterruptedBitForBitWithTheDiscriminator) {

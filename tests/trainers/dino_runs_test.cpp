@@ -42,13 +42,6 @@ class DinoRuns : public testing::RunFolders {
     RunFolders::SetUpTestSuite();
     write_config("dino.yaml", kDino);
   }
-  // Of all weights but the biases of attention's keys: softmax does not see them, so their gradient is rounding noise, which Adam
-  // blows up.
-  static double distance(const std::string& a, const std::string& b, int64_t step, const std::string& stem = "weights") {
-    TensorMap of_a = weights(a, step, stem);
-    std::erase_if(of_a, [](const auto& entry) { return entry.first.ends_with("key.bias"); });
-    return relative_difference(of_a, weights(b, step, stem));
-  }
   static Tensor prototypes(const std::string& run, int64_t step) {
     const Tensor w = weights(run, step).at("student.head.last_layer.weight");
     return w / w.norm(2, {1}, true);

@@ -106,4 +106,10 @@ double RunFolders::relative_difference(const TensorMap& a, const TensorMap& b) {
   return std::sqrt(difference / norm);
 }
 
+double RunFolders::distance(const std::string& a, const std::string& b, int64_t step, const std::string& stem) {
+  TensorMap of_a = weights(a, step, stem);
+  std::erase_if(of_a, [](const auto& entry) { return entry.first.ends_with("to_k.bias") || entry.first.ends_with("key.bias"); });
+  return relative_difference(of_a, weights(b, step, stem));
+}
+
 }  // namespace fewstep::testing

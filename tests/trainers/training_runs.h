@@ -24,6 +24,9 @@ class RunFolders : public ::testing::Test {
   static TensorMap weights(const std::string& run, int64_t step, const std::string& stem = "weights");
   // A metric in every line of `group` that has it.
   static std::vector<double> losses(const std::string& run, const std::string& key, const std::string& group = "train");
+  // The same of two runs' checkpoints, but for the biases of attention's keys: softmax does not see them, so their gradient is
+  // rounding noise, which Adam blows up.
+  static double distance(const std::string& a, const std::string& b, int64_t step, const std::string& stem = "weights");
   static void expect_same_files(const std::string& a, const std::string& b, int64_t step);  // a checkpoint's safetensors
   static double relative_difference(const TensorMap& a, const TensorMap& b);                // |a - b| / |a| over all weights
 };
