@@ -50,6 +50,7 @@ void describe(config::Visitor& v, RowConfig& c) {
   v.field("seeds", c.seeds, "instead of the experiment's");
   v.field("matrix", c.matrix, "instead of the experiment's");
   v.field("results_of", c.results_of, "shared eval job whose results are this row's; empty: its own last eval job");
+  v.field("measured", c.measured, "instead of the experiment's");
   v.field("also", c.also, "labels of further rows in the eval job's results (its variants) that are rows of the table");
   v.field("each_eval", c.each_eval, "every eval job is a row of the table, labelled <label>; <job>");
   v.field("needs", c.needs, "of a full row");
@@ -258,7 +259,7 @@ std::vector<PlannedRow> plan_row(const ExperimentConfig& c, const RowConfig& row
                      .point = point,
                      .runs = {},
                      .results = shared_results(row, plan.shared),
-                     .measured = c.measured,
+                     .measured = row.measured.empty() ? c.measured : row.measured,
                      .measured_job = {},
                      .needs = row.needs};
   for (const auto& [key, value] : point) planned.label += fmt::format(", {}={}", key.substr(key.rfind('.') + 1), value);

@@ -55,6 +55,7 @@ struct RowConfig {
   std::vector<int64_t> seeds;  // empty: the experiment's
   config::Overrides matrix;    // empty: the experiment's
   std::string results_of;      // a shared eval job whose results are this row's; empty: the row's own last eval job
+  std::string measured;           // instead of the experiment's
   std::vector<std::string> also;  // further rows of the eval job's results (variants): "<label>; <their label>"
   bool each_eval = false;      // every eval job of the row is a row of the table: "<label>; <job>"
   NeedsConfig needs;

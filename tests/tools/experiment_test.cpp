@@ -390,13 +390,15 @@ TEST_F(Experiment, VariantsOfAnEvaluationAreRowsOfTheTable) {
       script("out=$(echo \"$3\" | sed 's/out=\"\\(.*\\)\"/\\1/'); mkdir -p \"$out\" && cp '" + results.string() + "' \"$out/results.json\"");
   write_text_atomic(folder_ / "e.yaml", "name: e\ndata: {kind: fashion_mnist}\nmetrics: [cut_rate]\nsets: [real]\n");
   const auto c = parse("rows: [{label: a, also: [guidance 2], jobs: [{name: e, command: eval, target: " +
-                       (folder_ / "e.yaml").string() + "}]}]");
+                       (folder_ / "e.yaml").string() + "}]}, " +
+                       "{label: b, measured: guidance 2, jobs: [{name: e, command: eval, target: " + (folder_ / "e.yaml").string() + "}]}]");
   const Outcome outcome = run_experiment(c, {.program = program, .only = {}});
-  ASSERT_EQ(outcome.rows.size(), 2u);
+  ASSERT_EQ(outcome.rows.size(), 3u);
   EXPECT_EQ(outcome.rows[0].result.metrics.at("cut_rate").value, 2.0) << outcome.rows[0].detail;
+  EXPECT_EQ(outcome.rows[2].result.metrics.at("cut_rate").value, 3.0) << "the row's own 'measured'";
   EXPECT_EQ(outcome.rows[1].label, "a; guidance 2");
   EXPECT_EQ(outcome.rows[1].result.metrics.at("cut_rate").value, 3.0);
-  EXPECT_EQ(calls().size(), 1u);  // made once
+  EXPECT_EQ(calls().size(), 2u);  // made once a row
 }
 
 TEST_F(Experiment, CurvesHaveALineARowAndAPointAValue) {
