@@ -62,6 +62,10 @@ void add_data_teacher_command(CLI::App* data) {
   command->add_option("--with", a->options, "how they are drawn, key=value as of `fewstep sample`: guidance=1.5 sampling_steps=50 batch_size=32");
   command->add_option("--part", a->part, "images between two states an interrupted run goes on from")->check(CLI::PositiveNumber);
   command->add_option("--device", a->device, "auto, cpu or cuda")->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  command->footer("Example:\n"
+                  "  fewstep data teacher configs/distill/dmd2_gan.yaml --model runs/sdxl/text16 --count 2000 \\\n"
+                  "      --with guidance=1.5 sampling_steps=50 --out runs/distill/teacher.h5\n"
+                  "An interrupted run goes on with the same command; other settings than the file's are refused.");
   command->callback([a] { draw_teacher(*a); });
 }
 
